@@ -1,0 +1,1 @@
+//! Simulator, and the harness for tests of whole clusters.

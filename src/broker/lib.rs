@@ -1,0 +1,1 @@
+//! Hosts partitions: produce, fetch, replication.

@@ -1,0 +1,1 @@
+//! Settings: topic configuration and node settings.

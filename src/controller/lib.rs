@@ -1,0 +1,1 @@
+//! The active controller: liveness and fencing where Raft leads.

@@ -1,0 +1,1 @@
+//! Broker sessions, probing, fencing, controlled shutdown.

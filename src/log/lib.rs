@@ -1,0 +1,1 @@
+//! A data directory: segments, indexes, recovery, group commit.

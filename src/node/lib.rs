@@ -1,0 +1,1 @@
+//! Puts a node together and takes it down in order.

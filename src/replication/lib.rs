@@ -1,0 +1,1 @@
+//! The ISR protocol of one partition.

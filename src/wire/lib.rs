@@ -1,0 +1,1 @@
+//! Types to protobuf and errors to gRPC status, both ways.

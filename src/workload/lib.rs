@@ -1,0 +1,1 @@
+//! Load, recorded histories and checkers.
