@@ -1,1 +1,26 @@
-//! What a log is made of: record batches, epochs, producer state.
+//! What a log is made of: Kafka's v2 record batch as bytes, and the small states that are derived
+//! from batches (leader epochs, producers). Nothing here does I/O.
+//!
+//! Invariant: a [`Batch`] has been checked (length, magic, CRC, record count) and never changes but
+//! by [`Batch::stamped`] and [`Batch::with_log_append_time`].
+
+mod batch;
+mod builder;
+mod codec;
+mod compression;
+mod epochs;
+mod header;
+mod partitioner;
+mod producers;
+mod records;
+#[cfg(test)]
+mod tests;
+
+pub use batch::Batch;
+pub use builder::BatchBuilder;
+pub use compression::{Compression, UnknownCompression};
+pub use epochs::LeaderEpochCache;
+pub use header::{BatchError, BatchHeader, HEADER_LEN, ProducerTag};
+pub use partitioner::{StickyPartitioner, murmur2, partition_for_key};
+pub use producers::{ProducerStates, SequenceCheck, SequenceError};
+pub use records::{Record, RecordHeader};

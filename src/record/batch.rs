@@ -1,0 +1,157 @@
+//! A record batch: checked bytes and their header.
+
+use bytes::{Bytes, BytesMut};
+use quorate_types::{LeaderEpoch, Offset, Timestamp, TimestampType};
+
+use crate::codec;
+use crate::compression::decompress;
+use crate::header::{
+    ATTRIBUTES_AT, BASE_OFFSET_AT, BatchError, BatchHeader, CRC_AT, HEADER_LEN, LEADER_EPOCH_AT,
+    LOG_APPEND_TIME_BIT, MAX_TIMESTAMP_AT, crc32c, seal,
+};
+use crate::records::Record;
+
+/// Records of one batch may take so much memory when decompressed: what a small hostile batch can
+/// cost a reader.
+const DECOMPRESSED_MAX: usize = 256 << 20;
+
+/// One v2 record batch, checked. Clones share the bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    bytes: Bytes,
+    header: BatchHeader,
+}
+
+impl Batch {
+    /// Checks bytes that are exactly one batch: length, magic, CRC, record count.
+    ///
+    /// # Errors
+    /// [`BatchError`] naming what is wrong.
+    pub fn parse(bytes: Bytes) -> Result<Self, BatchError> {
+        let size = BatchHeader::size_of(&bytes)?;
+        if bytes.len() > size {
+            return Err(BatchError::TrailingBytes {
+                extra: bytes.len() - size,
+            });
+        }
+        if bytes.len() < size {
+            return Err(BatchError::Truncated {
+                have: bytes.len(),
+                need: size,
+            });
+        }
+        let header = BatchHeader::read(&bytes)?;
+        let computed = crc32c(&bytes[ATTRIBUTES_AT..]);
+        if computed != header.crc {
+            return Err(BatchError::Crc {
+                stored: header.crc,
+                computed,
+            });
+        }
+        Ok(Self { bytes, header })
+    }
+
+    /// Checks bytes that are whole batches one after the other.
+    ///
+    /// # Errors
+    /// [`BatchError`] of the first that is wrong.
+    pub fn split(mut bytes: Bytes) -> Result<Vec<Self>, BatchError> {
+        let mut batches = Vec::new();
+        while !bytes.is_empty() {
+            let size = BatchHeader::size_of(&bytes)?;
+            if size > bytes.len() {
+                return Err(BatchError::Truncated {
+                    have: bytes.len(),
+                    need: size,
+                });
+            }
+            batches.push(Self::parse(bytes.split_to(size))?);
+        }
+        Ok(batches)
+    }
+
+    /// The header.
+    pub fn header(&self) -> &BatchHeader {
+        &self.header
+    }
+
+    /// The whole batch.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// Bytes of the whole batch.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Offset of the first record.
+    pub fn base_offset(&self) -> Offset {
+        self.header.base_offset
+    }
+
+    /// Offset after the last record.
+    pub fn end_offset(&self) -> Offset {
+        self.header.end_offset()
+    }
+
+    /// Epoch of the leader that appended it.
+    pub fn leader_epoch(&self) -> LeaderEpoch {
+        self.header.leader_epoch
+    }
+
+    /// The batch with the place that a leader gives it (R1). Both fields are outside the CRC. The
+    /// bytes are copied where others hold them too.
+    #[must_use]
+    pub fn stamped(self, base: Offset, epoch: LeaderEpoch) -> Self {
+        let Self { bytes, mut header } = self;
+        let mut bytes = bytes
+            .try_into_mut()
+            .unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+        bytes[BASE_OFFSET_AT..BASE_OFFSET_AT + 8].copy_from_slice(&base.to_signed().to_be_bytes());
+        bytes[LEADER_EPOCH_AT..LEADER_EPOCH_AT + 4]
+            .copy_from_slice(&epoch.to_signed().to_be_bytes());
+        header.base_offset = base;
+        header.leader_epoch = epoch;
+        Self {
+            bytes: bytes.freeze(),
+            header,
+        }
+    }
+
+    /// The batch with the leader's time for all its records
+    /// (`message.timestamp.type=LogAppendTime`), CRC anew.
+    #[must_use]
+    pub fn with_log_append_time(self, at: Timestamp) -> Self {
+        let Self { bytes, mut header } = self;
+        let mut bytes = bytes
+            .try_into_mut()
+            .unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+        bytes[MAX_TIMESTAMP_AT..MAX_TIMESTAMP_AT + 8].copy_from_slice(&at.millis().to_be_bytes());
+        // The flag's bit lies in the low byte of the attributes.
+        bytes[ATTRIBUTES_AT + 1] |= LOG_APPEND_TIME_BIT as u8;
+        seal(&mut bytes);
+        header.max_timestamp = at;
+        header.timestamp_type = TimestampType::LogAppendTime;
+        header.crc = u32::from_be_bytes([
+            bytes[CRC_AT],
+            bytes[CRC_AT + 1],
+            bytes[CRC_AT + 2],
+            bytes[CRC_AT + 3],
+        ]);
+        Self {
+            bytes: bytes.freeze(),
+            header,
+        }
+    }
+
+    /// Decodes the records; those of a compressed batch are decompressed, up to 256 MiB.
+    ///
+    /// # Errors
+    /// [`BatchError::Records`] where the inside contradicts the header or itself.
+    pub fn records(&self) -> Result<Vec<Record>, BatchError> {
+        let body = self.bytes.slice(HEADER_LEN..);
+        let body = decompress(self.header.compression, body, DECOMPRESSED_MAX)?;
+        codec::read_records(&self.header, body)
+    }
+}
