@@ -1,1 +1,30 @@
-//! A data directory: segments, indexes, recovery, group commit.
+//! A data directory: partitions, their segments and indexes, recovery, checkpoints, and the
+//! flusher thread with its group commit. Blocking, without a runtime; all files go through
+//! [`Dir`], so that the simulator runs this very code on a simulated disk.
+//!
+//! Invariant (R13): what [`PartitionLog::flushed_end`] covers is on the disk, with every earlier
+//! segment and every directory entry.
+
+mod checkpoint;
+mod data_directory;
+mod dir;
+mod error;
+mod flush;
+mod identity;
+mod open;
+mod os_dir;
+mod partition_log;
+mod reader;
+mod segment;
+#[cfg(test)]
+mod tests;
+mod truncate;
+
+pub use data_directory::{DataDirectory, FoundPartition};
+pub use dir::{Dir, DirFile, Entry, OpenMode};
+pub use error::{LogError, ReadError};
+pub use flush::{FlushDone, FlushTicket, Flusher};
+pub use open::{RecoveryContext, RecoveryReport};
+pub use os_dir::{OsDir, OsFile, SlowDir, SlowFile};
+pub use partition_log::{LogOptions, PartitionLog};
+pub use reader::LogReader;

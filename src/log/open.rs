@@ -1,0 +1,363 @@
+//! Opening a log: what is on the disk is checked from the recovery point on, cut where it ends,
+//! and synced before anything above the old recovery point counts (R9, R13).
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quorate_record::{Batch, BatchError, BatchHeader, HEADER_LEN, LeaderEpochCache};
+use quorate_types::{LeaderEpoch, Offset};
+use tracing::warn;
+
+use crate::checkpoint::{POSITIONS_LEN, Positions, decode_epochs};
+use crate::dir::{Dir, DirFile, OpenMode, read_file};
+use crate::error::{LogError, at};
+use crate::partition_log::{EPOCHS_FILE, LogOptions, POSITIONS_FILE, PartitionLog};
+use crate::reader::Shared;
+use crate::segment::{Index, Segment, base_of, file_name};
+use crate::truncate::{load_producers, remove_if_there};
+
+/// Bytes read at a time while a segment is checked.
+const SCAN: usize = 1 << 20;
+
+/// What the process knows of its last life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RecoveryContext {
+    /// The machine has not been booted since: the page cache survived.
+    pub same_boot: bool,
+}
+
+/// What opening a log found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RecoveryReport {
+    /// Why the replica is damaged, if it is (R9).
+    pub damaged: Option<String>,
+    /// Bytes cut from the end.
+    pub truncated_bytes: u64,
+    /// Where the log ends now.
+    pub log_end: Offset,
+}
+
+/// What the scan of one segment found.
+struct Scanned {
+    index: Index,
+    size: u64,
+    end: Offset,
+    /// Why it ended before the file did, and whether what is left looks like the beginning of one
+    /// batch that was never written whole.
+    cut: Option<(BatchError, bool)>,
+}
+
+struct Opening<'a, D: Dir> {
+    dir: &'a Arc<D>,
+    path: &'a str,
+    options: LogOptions,
+    epochs: LeaderEpochCache,
+    segments: Vec<Arc<Segment<D>>>,
+    scanned: bool,
+    truncated_bytes: u64,
+    corrupt: Option<String>,
+}
+
+impl<D: Dir> PartitionLog<D> {
+    /// Opens the log in the directory `path`, or makes it. When it returns, all of it is on the
+    /// disk.
+    ///
+    /// # Errors
+    /// [`LogError`] of the disk. Damage is no error: it is reported, and the log holds what is
+    /// whole.
+    pub fn open(
+        dir: Arc<D>,
+        path: &str,
+        options: LogOptions,
+        cx: RecoveryContext,
+    ) -> Result<(Self, RecoveryReport), LogError> {
+        dir.create_dir(path).map_err(at(path))?;
+        if let Some((parent, _)) = path.rsplit_once('/') {
+            dir.sync_dir(parent).map_err(at(parent))?;
+        }
+        let file = |name: &str| format!("{path}/{name}");
+        let positions_path = file(POSITIONS_FILE);
+        let stored = read_file(&*dir, &positions_path).map_err(at(&positions_path))?;
+        let positions = stored
+            .as_deref()
+            .and_then(Positions::last_of)
+            .unwrap_or_default();
+        let epochs_path = file(EPOCHS_FILE);
+        let stored_epochs = read_file(&*dir, &epochs_path).map_err(at(&epochs_path))?;
+        let known_epochs = stored_epochs.as_deref().and_then(decode_epochs);
+        // Epochs of closed segments are in the file; without it every batch is looked at.
+        let recover_from = match (&stored_epochs, &known_epochs) {
+            (Some(_), None) => Offset::ZERO,
+            _ => positions.recovery_point,
+        };
+        let mut opening = Opening {
+            dir: &dir,
+            path,
+            options,
+            epochs: known_epochs.unwrap_or_default(),
+            segments: Vec::new(),
+            scanned: false,
+            truncated_bytes: 0,
+            corrupt: None,
+        };
+        let log_end = opening.segments(recover_from, positions)?;
+        let Opening {
+            segments,
+            truncated_bytes,
+            corrupt,
+            mut epochs,
+            ..
+        } = opening;
+        let kept: Vec<_> = epochs
+            .entries()
+            .iter()
+            .copied()
+            .filter(|(_, first)| *first <= log_end)
+            .collect();
+        epochs = LeaderEpochCache::from_entries(kept).unwrap_or_default();
+        let expected = positions.high_watermark.max(positions.recovery_point);
+        let damaged = if log_end < expected {
+            Some(format!(
+                "the log ends at {log_end}, but had been flushed or committed to {expected}"
+            ))
+        } else {
+            corrupt.filter(|_| cx.same_boot)
+        };
+        let active = segments.last().cloned().ok_or_else(|| LogError::Corrupt {
+            path: path.to_owned(),
+            position: 0,
+            reason: "a log without a segment".to_owned(),
+        })?;
+        let producers = load_producers(&*dir, path, &segments, log_end)?;
+        let positions_file = dir
+            .open(&positions_path, OpenMode::Append)
+            .map_err(at(&positions_path))?;
+        let mut log = Self {
+            shared: Arc::new(Shared::new(
+                segments,
+                positions.log_start,
+                options.tail_cache_bytes,
+            )),
+            dir: Arc::clone(&dir),
+            path: path.to_owned(),
+            options,
+            active,
+            active_since: None,
+            log_start: positions.log_start,
+            log_end,
+            flushed_end: log_end,
+            high_watermark: positions.high_watermark.min(log_end),
+            epochs,
+            producers,
+            generation: 0,
+            dirty: Vec::new(),
+            dirty_folder: true,
+            flushing: false,
+            failed: None,
+            positions: Arc::new(positions_file),
+            checkpointed: positions,
+        };
+        log.sync_recovered(stored.map_or(0, |file| file.len()))?;
+        Ok((
+            log,
+            RecoveryReport {
+                damaged,
+                truncated_bytes,
+                log_end,
+            },
+        ))
+    }
+
+    /// Syncs every file that may hold what is not on the disk yet, and begins the checkpoint file
+    /// anew, so that what it says is no more than what is there.
+    fn sync_recovered(&mut self, positions_len: usize) -> Result<(), LogError> {
+        let segments = self.shared.segments.read().clone();
+        for segment in segments {
+            self.mark_dirty(&segment.file);
+        }
+        self.remove_snapshots_above(self.log_end)?;
+        self.sync_now()?;
+        let now = Positions {
+            high_watermark: self.high_watermark,
+            recovery_point: self.flushed_end,
+            log_start: self.log_start,
+        };
+        if now != self.checkpointed || positions_len % POSITIONS_LEN != 0 {
+            self.replace_positions(now)?;
+            self.checkpointed = now;
+        }
+        Ok(())
+    }
+}
+
+impl<D: Dir> Opening<'_, D> {
+    /// Opens all segments in order, checks those from the recovery point on, cuts where the log
+    /// ends; gives its end.
+    fn segments(&mut self, recover_from: Offset, positions: Positions) -> Result<Offset, LogError> {
+        let names = self.dir.list(self.path).map_err(at(self.path))?;
+        let bases: Vec<Offset> = names
+            .iter()
+            .filter_map(|entry| base_of(&entry.name, "log"))
+            .collect();
+        let first = bases.first().copied().unwrap_or(positions.log_start);
+        let mut end = first;
+        let mut ended = false;
+        for (at_index, base) in bases.iter().copied().enumerate() {
+            let path = format!("{}/{}", self.path, file_name(base, "log"));
+            if ended || base != end {
+                // What follows a hole or a cut is no part of the log.
+                let file = self.dir.open(&path, OpenMode::Read).map_err(at(&path))?;
+                let size = file.len().map_err(at(&path))?;
+                if size > 0 || !ended {
+                    self.note_corrupt(format!("{path} does not follow offset {end}"));
+                }
+                self.truncated_bytes += size;
+                ended = true;
+                self.remove(base)?;
+                continue;
+            }
+            let next_base = bases.get(at_index + 1).copied();
+            let below = next_base.is_some_and(|next| next <= recover_from);
+            let trusted = if below && !self.scanned {
+                self.trusted(base, next_base)?
+            } else {
+                None
+            };
+            let file = self.dir.open(&path, OpenMode::Append).map_err(at(&path))?;
+            let (index, size, segment_end) = match trusted {
+                Some((index, size)) => (index, size, next_base.unwrap_or(base)),
+                None => {
+                    let scanned = self.scan(&file, &path, base)?;
+                    if let Some((why, incomplete)) = scanned.cut {
+                        let length = file.len().map_err(at(&path))?;
+                        warn!(file = path, position = scanned.size, %why, "log cut");
+                        if !incomplete {
+                            let position = scanned.size;
+                            self.note_corrupt(format!("{path}, position {position}: {why}"));
+                        }
+                        self.truncated_bytes += length - scanned.size;
+                        file.truncate(scanned.size).map_err(at(&path))?;
+                        ended = true;
+                    }
+                    (scanned.index, scanned.size, scanned.end)
+                }
+            };
+            end = segment_end;
+            self.segments
+                .push(Arc::new(Segment::new(base, path, file, size, index)));
+        }
+        if self.segments.is_empty() {
+            let path = format!("{}/{}", self.path, file_name(first, "log"));
+            let file = self.dir.open(&path, OpenMode::Append).map_err(at(&path))?;
+            self.segments.push(Arc::new(Segment::new(
+                first,
+                path,
+                file,
+                0,
+                Index::default(),
+            )));
+        }
+        Ok(end)
+    }
+
+    fn note_corrupt(&mut self, what: String) {
+        self.corrupt.get_or_insert(what);
+    }
+
+    fn remove(&self, base: Offset) -> Result<(), LogError> {
+        for extension in ["index", "timeindex", "log"] {
+            let path = format!("{}/{}", self.path, file_name(base, extension));
+            remove_if_there(&**self.dir, &path)?;
+        }
+        Ok(())
+    }
+
+    /// The index of a closed segment below the recovery point, where its files are whole and fit.
+    fn trusted(
+        &self,
+        base: Offset,
+        next_base: Option<Offset>,
+    ) -> Result<Option<(Index, u64)>, LogError> {
+        let read = |extension| {
+            let path = format!("{}/{}", self.path, file_name(base, extension));
+            read_file(&**self.dir, &path).map_err(at(&path))
+        };
+        let (Some(offsets), Some(times)) = (read("index")?, read("timeindex")?) else {
+            return Ok(None);
+        };
+        let path = format!("{}/{}", self.path, file_name(base, "log"));
+        let file = self.dir.open(&path, OpenMode::Read).map_err(at(&path))?;
+        let length = file.len().map_err(at(&path))?;
+        Ok(Index::decode(&offsets, &times)
+            .filter(|(_, size, end)| *size == length && Some(*end) == next_base)
+            .map(|(index, size, _)| (index, size)))
+    }
+
+    /// Checks every batch of a segment: CRC, offsets one after the other, epochs that do not fall.
+    fn scan(&mut self, file: &D::File, path: &str, base: Offset) -> Result<Scanned, LogError> {
+        self.scanned = true;
+        let length = file.len().map_err(at(path))?;
+        let mut found = Scanned {
+            index: Index::default(),
+            size: 0,
+            end: base,
+            cut: None,
+        };
+        // What the epochs file says of this segment is replaced by what its batches say; an epoch
+        // that began at its end and holds no batch is kept.
+        let mut epoch = LeaderEpoch::ZERO;
+        while found.size < length {
+            match next_batch(file, path, found.size, length)? {
+                Ok(batch) => {
+                    let header = batch.header();
+                    if header.base_offset != found.end || header.leader_epoch < epoch {
+                        let why = BatchError::Records("offset or epoch does not follow");
+                        found.cut = Some((why, false));
+                        break;
+                    }
+                    epoch = header.leader_epoch;
+                    self.epochs.assign(epoch, header.base_offset);
+                    let interval = self.options.index_interval_bytes;
+                    found.index.note(header, found.size, interval);
+                    found.size += header.size as u64;
+                    found.end = header.end_offset();
+                }
+                Err(why) => {
+                    let incomplete = matches!(why, BatchError::Truncated { .. });
+                    found.cut = Some((why, incomplete));
+                    break;
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn next_batch<F: DirFile>(
+    file: &F,
+    path: &str,
+    position: u64,
+    length: u64,
+) -> Result<Result<Batch, BatchError>, LogError> {
+    let left = length - position;
+    let mut head = [0; HEADER_LEN];
+    let have = head.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+    file.read_at(&mut head[..have], position)
+        .map_err(at(path))?;
+    let size = match BatchHeader::size_of(&head[..have]) {
+        Ok(size) => size,
+        Err(why) => return Ok(Err(why)),
+    };
+    if size as u64 > left {
+        return Ok(Err(BatchError::Truncated {
+            have: left as usize,
+            need: size,
+        }));
+    }
+    let mut bytes = vec![0; size];
+    for (chunk, part) in bytes.chunks_mut(SCAN).enumerate() {
+        file.read_at(part, position + (chunk * SCAN) as u64)
+            .map_err(at(path))?;
+    }
+    Ok(Batch::parse(Bytes::from(bytes)))
+}

@@ -1,0 +1,382 @@
+//! The log of one partition, as its one writer sees it.
+
+use std::sync::Arc;
+
+use quorate_record::{Batch, LeaderEpochCache, ProducerStates};
+use quorate_types::{LeaderEpoch, Offset, Timestamp};
+
+use crate::checkpoint::{POSITIONS_LEN, Positions, encode_epochs, frame};
+use crate::dir::{Dir, DirFile, OpenMode, replace_file};
+use crate::error::{LogError, at};
+use crate::flush::{FlushDone, FlushTicket};
+use crate::reader::{LogReader, Shared};
+use crate::segment::{Index, Segment, file_name};
+
+pub(crate) const EPOCHS_FILE: &str = "leader-epoch-checkpoint";
+pub(crate) const POSITIONS_FILE: &str = "checkpoint";
+
+/// The positions file is written anew beyond this size, in bytes.
+const POSITIONS_MAX: u64 = 64 << 10;
+
+/// Snapshots of the producers kept besides the newest.
+const SNAPSHOTS_KEPT: usize = 1;
+
+/// Settings of a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogOptions {
+    /// A segment is closed before it would pass so many bytes (`segment.bytes`).
+    pub segment_bytes: u64,
+    /// A segment is closed after so many milliseconds (`segment.ms`).
+    pub segment_ms: u64,
+    /// Bytes between two entries of the sparse index.
+    pub index_interval_bytes: u32,
+    /// Bytes of the newest batches kept in memory for readers.
+    pub tail_cache_bytes: usize,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 1 << 30,
+            segment_ms: 7 * 24 * 3_600_000,
+            index_interval_bytes: 16 << 10,
+            tail_cache_bytes: 4 << 20,
+        }
+    }
+}
+
+/// One partition's log. Offsets are exclusive ends.
+pub struct PartitionLog<D: Dir> {
+    pub(crate) dir: Arc<D>,
+    pub(crate) path: String,
+    pub(crate) options: LogOptions,
+    pub(crate) shared: Arc<Shared<D>>,
+    /// The segment that is appended to; the last of the shared ones.
+    pub(crate) active: Arc<Segment<D>>,
+    pub(crate) active_since: Option<Timestamp>,
+    pub(crate) log_start: Offset,
+    pub(crate) log_end: Offset,
+    pub(crate) flushed_end: Offset,
+    pub(crate) high_watermark: Offset,
+    pub(crate) epochs: LeaderEpochCache,
+    pub(crate) producers: ProducerStates,
+    pub(crate) generation: u64,
+    /// Files with content that is not synced.
+    pub(crate) dirty: Vec<Arc<D::File>>,
+    /// Names that are not synced.
+    pub(crate) dirty_folder: bool,
+    pub(crate) flushing: bool,
+    pub(crate) failed: Option<String>,
+    pub(crate) positions: Arc<D::File>,
+    pub(crate) checkpointed: Positions,
+}
+
+impl<D: Dir> PartitionLog<D> {
+    /// First offset held.
+    pub fn log_start(&self) -> Offset {
+        self.log_start
+    }
+
+    /// Offset that the next record gets (LEO).
+    pub fn log_end(&self) -> Offset {
+        self.log_end
+    }
+
+    /// Everything below is on the disk (R13).
+    pub fn flushed_end(&self) -> Offset {
+        self.flushed_end
+    }
+
+    /// High watermark as last set; on open the checkpointed one.
+    pub fn high_watermark(&self) -> Offset {
+        self.high_watermark
+    }
+
+    /// Epoch of the last batch, or a newer one begun since.
+    pub fn last_epoch(&self) -> Option<LeaderEpoch> {
+        self.epochs.last()
+    }
+
+    /// Epochs and their first offsets.
+    pub fn epochs(&self) -> &LeaderEpochCache {
+        &self.epochs
+    }
+
+    /// State of the idempotent producers.
+    pub fn producers(&self) -> &ProducerStates {
+        &self.producers
+    }
+
+    /// Truncations since it was opened.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// A reader for other threads.
+    pub fn reader(&self) -> LogReader<D> {
+        LogReader::new(Arc::clone(&self.shared))
+    }
+
+    /// Takes new settings into use; the present segment keeps what it holds.
+    pub fn set_options(&mut self, options: LogOptions) {
+        self.options = options;
+    }
+
+    pub(crate) fn usable(&self) -> Result<(), LogError> {
+        match &self.failed {
+            Some(why) => Err(LogError::Failed(why.clone())),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn fail(&mut self, error: LogError) -> LogError {
+        self.failed = Some(error.to_string());
+        error
+    }
+
+    /// Appends a batch that has its offset and epoch, to the page cache; `now` decides when a
+    /// segment is old enough to be closed.
+    ///
+    /// # Errors
+    /// [`LogError::NotAtEnd`] and [`LogError::EpochFell`] change nothing. After an error of the
+    /// disk the log takes nothing more until it is cut (R13).
+    pub fn append(&mut self, batch: &Batch, now: Timestamp) -> Result<(), LogError> {
+        self.usable()?;
+        if batch.base_offset() != self.log_end {
+            return Err(LogError::NotAtEnd {
+                expected: self.log_end,
+                got: batch.base_offset(),
+            });
+        }
+        if let Some(last) = self.epochs.last()
+            && batch.leader_epoch() < last
+        {
+            return Err(LogError::EpochFell {
+                last,
+                got: batch.leader_epoch(),
+            });
+        }
+        if self.must_roll(batch, now) {
+            self.roll().map_err(|error| self.fail(error))?;
+        }
+        let segment = Arc::clone(&self.active);
+        if let Err(error) = segment.file.append(&[batch.bytes()]) {
+            return Err(self.fail(at(&segment.path)(error)));
+        }
+        self.active_since.get_or_insert(now);
+        let position = segment.size();
+        let interval = self.options.index_interval_bytes;
+        segment
+            .index
+            .write()
+            .note(batch.header(), position, interval);
+        segment.set_size(position + batch.size() as u64);
+        self.shared.appended(batch);
+        self.epochs
+            .assign(batch.leader_epoch(), batch.base_offset());
+        self.producers.update(batch.header());
+        self.log_end = batch.end_offset();
+        self.mark_dirty(&segment.file);
+        Ok(())
+    }
+
+    fn must_roll(&self, batch: &Batch, now: Timestamp) -> bool {
+        let size = self.active.size();
+        if size == 0 {
+            return false;
+        }
+        let age = self
+            .active_since
+            .map_or(0, |since| now.millis() - since.millis());
+        size + batch.size() as u64 > self.options.segment_bytes
+            || u64::try_from(age).is_ok_and(|age| age >= self.options.segment_ms)
+    }
+
+    pub(crate) fn mark_dirty(&mut self, file: &Arc<D::File>) {
+        if !self.dirty.iter().any(|dirty| Arc::ptr_eq(dirty, file)) {
+            self.dirty.push(Arc::clone(file));
+        }
+    }
+
+    /// Closes the active segment and begins the next. What a restart reads instead of the closed
+    /// segment (epochs, producers, index) is durable before.
+    fn roll(&mut self) -> Result<(), LogError> {
+        self.sync_now()?;
+        self.write_epochs()?;
+        self.write_snapshot()?;
+        self.write_index()?;
+        let path = format!("{}/{}", self.path, file_name(self.log_end, "log"));
+        let file = self.dir.open(&path, OpenMode::Append).map_err(at(&path))?;
+        let segment = Arc::new(Segment::new(self.log_end, path, file, 0, Index::default()));
+        self.shared.segments.write().push(Arc::clone(&segment));
+        self.active = segment;
+        self.active_since = None;
+        // The name is synced with the first flush of the new segment.
+        self.dirty_folder = true;
+        Ok(())
+    }
+
+    pub(crate) fn write_epochs(&self) -> Result<(), LogError> {
+        replace_file(
+            &*self.dir,
+            &self.path,
+            EPOCHS_FILE,
+            &encode_epochs(&self.epochs),
+        )
+        .map_err(at(&self.path))
+    }
+
+    fn write_snapshot(&self) -> Result<(), LogError> {
+        let name = file_name(self.log_end, "snapshot");
+        replace_file(
+            &*self.dir,
+            &self.path,
+            &name,
+            &frame(&self.producers.encode()),
+        )
+        .map_err(at(&self.path))?;
+        let names = self.dir.list(&self.path).map_err(at(&self.path))?;
+        let snapshots: Vec<_> = names
+            .iter()
+            .filter(|entry| entry.name.ends_with(".snapshot"))
+            .collect();
+        let old = snapshots.len().saturating_sub(1 + SNAPSHOTS_KEPT);
+        for entry in &snapshots[..old] {
+            let path = format!("{}/{}", self.path, entry.name);
+            self.dir.remove_file(&path).map_err(at(&path))?;
+        }
+        Ok(())
+    }
+
+    fn write_index(&self) -> Result<(), LogError> {
+        let segment = &self.active;
+        let (offsets, times) = segment.index.read().encode(segment.size(), self.log_end);
+        for (extension, bytes) in [("index", offsets), ("timeindex", times)] {
+            let name = file_name(segment.base, extension);
+            replace_file(&*self.dir, &self.path, &name, &bytes).map_err(at(&self.path))?;
+        }
+        Ok(())
+    }
+
+    /// Syncs everything here and now.
+    pub(crate) fn sync_now(&mut self) -> Result<(), LogError> {
+        for file in &self.dirty {
+            file.sync_data().map_err(at(&self.path))?;
+        }
+        if self.dirty_folder {
+            self.dir.sync_dir(&self.path).map_err(at(&self.path))?;
+        }
+        self.dirty.clear();
+        self.dirty_folder = false;
+        self.flushed_end = self.log_end;
+        Ok(())
+    }
+
+    /// Makes an epoch's beginning durable before anything is appended in it (R4): flushes, then
+    /// writes epoch → log end.
+    ///
+    /// # Errors
+    /// Of the disk; the log then takes nothing more.
+    pub fn begin_epoch(&mut self, epoch: LeaderEpoch) -> Result<(), LogError> {
+        self.usable()?;
+        let begun = self.sync_now().and_then(|()| {
+            self.epochs.assign(epoch, self.log_end);
+            self.write_epochs()
+        });
+        begun.map_err(|error| self.fail(error))
+    }
+
+    /// A flush of what is dirty; none where nothing is, where one is under way, or where the log
+    /// has failed.
+    pub fn start_flush(&mut self) -> Option<FlushTicket<D>> {
+        let clean = self.dirty.is_empty() && !self.dirty_folder;
+        if clean || self.flushing || self.failed.is_some() {
+            return None;
+        }
+        self.flushing = true;
+        Some(FlushTicket {
+            dir: Arc::clone(&self.dir),
+            files: std::mem::take(&mut self.dirty),
+            folder: std::mem::take(&mut self.dirty_folder).then(|| self.path.clone()),
+            end: self.log_end,
+            generation: self.generation,
+        })
+    }
+
+    /// Takes a flush's completion; one from before a truncation changes nothing (R13).
+    ///
+    /// # Errors
+    /// When the flush failed: the log takes nothing more until it is cut.
+    pub fn complete_flush(&mut self, done: FlushDone) -> Result<(), LogError> {
+        self.flushing = false;
+        if done.generation != self.generation {
+            return Ok(());
+        }
+        if let Some(error) = done.error {
+            return Err(self.fail(at(&self.path)(error)));
+        }
+        self.flushed_end = self.flushed_end.max(done.end);
+        Ok(())
+    }
+
+    /// Sets the high watermark; kept within the log. Reaches the disk with the next checkpoint.
+    pub fn set_high_watermark(&mut self, high_watermark: Offset) {
+        self.high_watermark = high_watermark.min(self.log_end).max(self.log_start);
+    }
+
+    /// Notes high watermark and recovery point for a restart, where they have changed. Survives a
+    /// kill at once and a power loss from the next flush on.
+    ///
+    /// # Errors
+    /// Of the disk.
+    pub fn checkpoint(&mut self) -> Result<(), LogError> {
+        self.usable()?;
+        let now = Positions {
+            high_watermark: self.high_watermark,
+            recovery_point: self.flushed_end,
+            log_start: self.log_start,
+        };
+        if now == self.checkpointed {
+            return Ok(());
+        }
+        let written = self.write_positions(now);
+        written.map_err(|error| self.fail(error))
+    }
+
+    pub(crate) fn write_positions(&mut self, now: Positions) -> Result<(), LogError> {
+        let size = self.positions.len().map_err(at(&self.path))?;
+        if size + POSITIONS_LEN as u64 > POSITIONS_MAX {
+            self.replace_positions(now)?;
+        } else {
+            self.positions
+                .append(&[&now.encode()])
+                .map_err(at(&self.path))?;
+            let positions = Arc::clone(&self.positions);
+            self.mark_dirty(&positions);
+        }
+        self.checkpointed = now;
+        Ok(())
+    }
+
+    pub(crate) fn replace_positions(&mut self, now: Positions) -> Result<(), LogError> {
+        replace_file(&*self.dir, &self.path, POSITIONS_FILE, &now.encode())
+            .map_err(at(&self.path))?;
+        let path = format!("{}/{POSITIONS_FILE}", self.path);
+        self.positions = Arc::new(self.dir.open(&path, OpenMode::Append).map_err(at(&path))?);
+        Ok(())
+    }
+
+    /// Flushes and writes everything that makes the next opening quick.
+    ///
+    /// # Errors
+    /// Of the disk.
+    pub fn close(mut self) -> Result<(), LogError> {
+        self.usable()?;
+        self.sync_now()?;
+        self.write_epochs()?;
+        self.write_snapshot()?;
+        self.write_index()?;
+        self.checkpoint()?;
+        self.sync_now()
+    }
+}

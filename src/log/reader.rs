@@ -1,0 +1,283 @@
+//! Reading a log while its writer appends: the tail from memory, the rest by positional reads.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::{Mutex, RwLock};
+use quorate_record::{Batch, BatchHeader, HEADER_LEN};
+use quorate_types::{Offset, Timestamp};
+
+use crate::dir::{Dir, DirFile};
+use crate::error::ReadError;
+use crate::segment::Segment;
+
+/// Bytes read at a time while looking for a batch.
+const SCAN: usize = 64 << 10;
+
+/// The newest batches, contiguous up to the log's end.
+#[derive(Debug)]
+pub(crate) struct Tail {
+    batches: VecDeque<(Offset, Offset, Bytes)>,
+    bytes: usize,
+    limit: usize,
+}
+
+impl Tail {
+    fn push(&mut self, batch: &Batch) {
+        self.bytes += batch.size();
+        self.batches.push_back((
+            batch.base_offset(),
+            batch.end_offset(),
+            batch.bytes().clone(),
+        ));
+        while self.bytes > self.limit {
+            let Some((_, _, oldest)) = self.batches.pop_front() else {
+                break;
+            };
+            self.bytes -= oldest.len();
+        }
+    }
+
+    fn truncate_to(&mut self, end: Offset) {
+        while self
+            .batches
+            .back()
+            .is_some_and(|(_, batch_end, _)| *batch_end > end)
+        {
+            if let Some((_, _, newest)) = self.batches.pop_back() {
+                self.bytes -= newest.len();
+            }
+        }
+    }
+
+    fn read(&self, from: Offset, up_to: Offset, max_bytes: usize) -> Option<Bytes> {
+        let (first, _, _) = self.batches.front()?;
+        if from < *first {
+            return None;
+        }
+        let start = self.batches.partition_point(|(_, end, _)| *end <= from);
+        let mut total = 0;
+        let chosen: Vec<&Bytes> = self
+            .batches
+            .range(start..)
+            .take_while(|(_, end, bytes)| {
+                let taken = *end <= up_to && (total == 0 || total + bytes.len() <= max_bytes);
+                total += bytes.len();
+                taken
+            })
+            .map(|(_, _, bytes)| bytes)
+            .collect();
+        match chosen[..] {
+            [] => Some(Bytes::new()),
+            [one] => Some(one.clone()),
+            ref many => {
+                let mut out = BytesMut::with_capacity(many.iter().map(|bytes| bytes.len()).sum());
+                many.iter().for_each(|bytes| out.extend_from_slice(bytes));
+                Some(out.freeze())
+            }
+        }
+    }
+}
+
+/// What the writer shares with readers.
+pub(crate) struct Shared<D: Dir> {
+    pub(crate) segments: RwLock<Vec<Arc<Segment<D>>>>,
+    tail: Mutex<Tail>,
+    log_start: AtomicU64,
+}
+
+impl<D: Dir> Shared<D> {
+    pub(crate) fn new(
+        segments: Vec<Arc<Segment<D>>>,
+        log_start: Offset,
+        tail_limit: usize,
+    ) -> Self {
+        Self {
+            segments: RwLock::new(segments),
+            tail: Mutex::new(Tail {
+                batches: VecDeque::new(),
+                bytes: 0,
+                limit: tail_limit,
+            }),
+            log_start: AtomicU64::new(log_start.get()),
+        }
+    }
+
+    pub(crate) fn appended(&self, batch: &Batch) {
+        self.tail.lock().push(batch);
+    }
+
+    pub(crate) fn truncated(&self, end: Offset) {
+        self.tail.lock().truncate_to(end);
+    }
+}
+
+/// Reads a log from any thread. Clones are cheap.
+pub struct LogReader<D: Dir> {
+    shared: Arc<Shared<D>>,
+}
+
+impl<D: Dir> Clone for LogReader<D> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl<D: Dir> LogReader<D> {
+    pub(crate) fn new(shared: Arc<Shared<D>>) -> Self {
+        Self { shared }
+    }
+
+    /// Whole batches from the one that holds `from`, none that ends above `up_to`, at most
+    /// `max_bytes` but at least one where there is one. Blocks on the disk where the tail in
+    /// memory does not reach back far enough; what comes from the disk has its CRC checked.
+    ///
+    /// # Errors
+    /// [`ReadError`] naming file and position.
+    pub fn read(&self, from: Offset, up_to: Offset, max_bytes: usize) -> Result<Bytes, ReadError> {
+        if from >= up_to {
+            return Ok(Bytes::new());
+        }
+        match self.read_cached(from, up_to, max_bytes) {
+            Some(bytes) => Ok(bytes),
+            None => self.read_disk(from, up_to, max_bytes),
+        }
+    }
+
+    /// The same from memory alone; none where that takes the disk.
+    pub fn read_cached(&self, from: Offset, up_to: Offset, max_bytes: usize) -> Option<Bytes> {
+        self.shared.tail.lock().read(from, up_to, max_bytes)
+    }
+
+    fn segment_of(&self, offset: Offset) -> Result<Arc<Segment<D>>, ReadError> {
+        let log_start = Offset::new(self.shared.log_start.load(Ordering::Acquire));
+        let segments = self.shared.segments.read();
+        let next = segments.partition_point(|segment| segment.base <= offset);
+        match next.checked_sub(1) {
+            Some(at) if offset >= log_start => Ok(Arc::clone(&segments[at])),
+            _ => Err(ReadError::NotThere(offset)),
+        }
+    }
+
+    fn read_disk(&self, from: Offset, up_to: Offset, max_bytes: usize) -> Result<Bytes, ReadError> {
+        let segment = self.segment_of(from)?;
+        let size = segment.size();
+        let start = segment.index.read().position_of(from);
+        let Some(first) = find(&segment, start, size, |header| header.end_offset() > from)? else {
+            return Ok(Bytes::new());
+        };
+        let (position, header) = first;
+        let want = header.size.max(max_bytes).min((size - position) as usize);
+        let mut bytes = Bytes::from(read_block(&segment, position, want)?);
+        let mut end = 0;
+        let mut rest = bytes.clone();
+        while rest.len() >= HEADER_LEN {
+            let corrupt = |source| ReadError::Corrupt {
+                path: segment.path.clone(),
+                position: position + end as u64,
+                offset: from,
+                source,
+            };
+            let size = BatchHeader::size_of(&rest).map_err(corrupt)?;
+            if size > rest.len() {
+                break;
+            }
+            let batch = Batch::parse(rest.split_to(size)).map_err(corrupt)?;
+            if batch.end_offset() > up_to {
+                break;
+            }
+            end += size;
+        }
+        bytes.truncate(end);
+        Ok(bytes)
+    }
+
+    /// The first record below `up_to` whose timestamp is at least `at`, with its timestamp.
+    ///
+    /// # Errors
+    /// [`ReadError`] naming file and position.
+    pub fn offset_for_timestamp(
+        &self,
+        at: Timestamp,
+        up_to: Offset,
+    ) -> Result<Option<(Offset, Timestamp)>, ReadError> {
+        let segments = self.shared.segments.read().clone();
+        for segment in segments {
+            let Some(start) = segment.index.read().position_of_time(at) else {
+                continue;
+            };
+            let size = segment.size();
+            let mut position = start;
+            while let Some((found, header)) = find(&segment, position, size, |header| {
+                header.max_timestamp >= at
+            })? {
+                let bytes = Bytes::from(read_block(&segment, found, header.size)?);
+                let records = Batch::parse(bytes).and_then(|batch| batch.records());
+                let records = records.map_err(|source| ReadError::Corrupt {
+                    path: segment.path.clone(),
+                    position: found,
+                    offset: header.base_offset,
+                    source,
+                })?;
+                let young = records.into_iter().find(|record| record.timestamp >= at);
+                if let Some(record) = young {
+                    let visible = record.offset < up_to;
+                    return Ok(visible.then_some((record.offset, record.timestamp)));
+                }
+                position = found + header.size as u64;
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn read_block<D: Dir>(
+    segment: &Segment<D>,
+    position: u64,
+    len: usize,
+) -> Result<Vec<u8>, ReadError> {
+    let mut block = vec![0; len];
+    let read = segment
+        .file
+        .read_at(&mut block, position)
+        .map_err(|source| ReadError::Io {
+            path: segment.path.clone(),
+            source,
+        })?;
+    block.truncate(read);
+    Ok(block)
+}
+
+/// The first batch from `position` on whose header fits, by headers alone.
+pub(crate) fn find<D: Dir>(
+    segment: &Segment<D>,
+    mut position: u64,
+    size: u64,
+    mut fits: impl FnMut(&BatchHeader) -> bool,
+) -> Result<Option<(u64, BatchHeader)>, ReadError> {
+    let mut block = Vec::new();
+    let mut block_at = position;
+    while position < size {
+        let in_block = (position - block_at) as usize;
+        if block.len() < in_block + HEADER_LEN {
+            block_at = position;
+            block = read_block(segment, position, SCAN.min((size - position) as usize))?;
+        }
+        let bytes = &block[(position - block_at) as usize..];
+        let header = BatchHeader::read(bytes).map_err(|source| ReadError::Corrupt {
+            path: segment.path.clone(),
+            position,
+            offset: segment.base,
+            source,
+        })?;
+        if fits(&header) {
+            return Ok(Some((position, header)));
+        }
+        position += header.size as u64;
+    }
+    Ok(None)
+}

@@ -1,0 +1,381 @@
+//! The log against a model, and recovery from what crashes leave behind.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use quorate_record::{Batch, BatchBuilder, Compression, ProducerTag, SequenceCheck};
+use quorate_types::{
+    LeaderEpoch, NodeId, Offset, ProducerEpoch, ProducerId, Sequence, Timestamp, TopicName,
+    TopicPartition,
+};
+use tempfile::TempDir;
+
+use crate::{
+    DataDirectory, LogError, LogOptions, OsDir, PartitionLog, RecoveryContext, RecoveryReport,
+};
+
+const PATH: &str = "logs/t-0";
+const AFTER_KILL: RecoveryContext = RecoveryContext { same_boot: true };
+const AFTER_POWER_LOSS: RecoveryContext = RecoveryContext { same_boot: false };
+
+fn options() -> LogOptions {
+    LogOptions {
+        segment_bytes: 600,
+        index_interval_bytes: 100,
+        tail_cache_bytes: 300,
+        ..LogOptions::default()
+    }
+}
+
+fn open(root: &TempDir, cx: RecoveryContext) -> (PartitionLog<OsDir>, RecoveryReport) {
+    let dir = Arc::new(OsDir::new(root.path()));
+    PartitionLog::open(dir, PATH, options(), cx).unwrap()
+}
+
+fn batch(base: u64, epoch: u32, records: u32, mark: u64) -> Batch {
+    let tag = ProducerTag {
+        id: ProducerId::new(1),
+        epoch: ProducerEpoch::ZERO,
+        base_sequence: Sequence::new(base as u32),
+    };
+    let mut builder = BatchBuilder::new(Compression::None).producer(tag);
+    for i in 0..records {
+        let value = format!("{mark}/{i}");
+        let time = Timestamp::from_millis((base + u64::from(i)) as i64 * 10);
+        builder.push(time, Some(b"k"), Some(value.as_bytes()), &[]);
+    }
+    builder
+        .build()
+        .stamped(Offset::new(base), LeaderEpoch::new(epoch))
+}
+
+fn append(log: &mut PartitionLog<OsDir>, epoch: u32, records: u32, mark: u64) -> Batch {
+    let batch = batch(log.log_end().get(), epoch, records, mark);
+    log.append(&batch, Timestamp::from_millis(0)).unwrap();
+    batch
+}
+
+fn flush(log: &mut PartitionLog<OsDir>) {
+    if let Some(ticket) = log.start_flush() {
+        log.complete_flush(ticket.run()).unwrap();
+    }
+}
+
+/// Everything in the log, read in small pieces.
+fn read_all(log: &PartitionLog<OsDir>) -> Vec<Batch> {
+    let reader = log.reader();
+    let mut at = log.log_start();
+    let mut batches = Vec::new();
+    while at < log.log_end() {
+        let bytes = reader.read(at, log.log_end(), 250).unwrap();
+        let read = Batch::split(bytes).unwrap();
+        at = read
+            .last()
+            .expect("there is at least one batch")
+            .end_offset();
+        batches.extend(read);
+    }
+    batches
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Append { records: u32, new_epoch: bool },
+    Flush,
+    Truncate { back: u64 },
+    Checkpoint,
+    Reopen { clean: bool },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        5 => (1_u32..6, proptest::bool::weighted(0.2))
+            .prop_map(|(records, new_epoch)| Step::Append { records, new_epoch }),
+        2 => Just(Step::Flush),
+        1 => (0_u64..20).prop_map(|back| Step::Truncate { back }),
+        1 => Just(Step::Checkpoint),
+        1 => any::<bool>().prop_map(|clean| Step::Reopen { clean }),
+    ];
+    proptest::collection::vec(step, 1..60)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+    #[test]
+    fn a_log_holds_what_a_list_of_batches_would(steps in steps()) {
+        let root = TempDir::new().unwrap();
+        let (mut log, _) = open(&root, AFTER_KILL);
+        let mut model: Vec<Batch> = Vec::new();
+        let mut epoch = 1;
+        for (mark, step) in steps.into_iter().enumerate() {
+            match step {
+                Step::Append { records, new_epoch } => {
+                    epoch += u32::from(new_epoch);
+                    model.push(append(&mut log, epoch, records, mark as u64));
+                }
+                Step::Flush => flush(&mut log),
+                Step::Truncate { back } => {
+                    let to = Offset::new(log.log_end().get().saturating_sub(back));
+                    log.truncate_to(to).unwrap();
+                    model.retain(|batch| batch.end_offset() <= to);
+                    epoch += 1;
+                    let end = model.last().map_or(Offset::ZERO, Batch::end_offset);
+                    if back > 0 {
+                        prop_assert!(log.flushed_end() == end || log.log_end() == to);
+                    }
+                }
+                Step::Checkpoint => {
+                    let high_watermark = log.flushed_end();
+                    log.set_high_watermark(high_watermark);
+                    log.checkpoint().unwrap();
+                }
+                Step::Reopen { clean } => {
+                    if clean {
+                        log.close().unwrap();
+                    } else {
+                        drop(log);
+                    }
+                    let (reopened, report) = open(&root, AFTER_KILL);
+                    prop_assert_eq!(report.damaged, None);
+                    log = reopened;
+                    prop_assert_eq!(log.flushed_end(), log.log_end());
+                }
+            }
+            prop_assert_eq!(log.log_end(), model.last().map_or(Offset::ZERO, Batch::end_offset));
+            prop_assert!(log.flushed_end() <= log.log_end());
+            prop_assert!(log.high_watermark() <= log.log_end());
+        }
+        prop_assert_eq!(read_all(&log), model.clone());
+        if let Some(last) = model.last() {
+            prop_assert_eq!(log.epochs().epoch_at(last.base_offset()), Some(last.leader_epoch()));
+            let tag = last.header().producer.unwrap();
+            let (base, end) = (last.base_offset(), last.end_offset());
+            prop_assert_eq!(
+                log.producers().check(&tag, last.header().record_count),
+                Ok(SequenceCheck::Duplicate { base, end })
+            );
+        }
+    }
+}
+
+#[test]
+fn a_batch_torn_at_any_byte_is_cut_and_no_damage_after_a_kill() {
+    let whole = batch(3, 1, 2, 9).size();
+    for keep in 0..whole {
+        let root = TempDir::new().unwrap();
+        let (mut log, _) = open(&root, AFTER_KILL);
+        append(&mut log, 1, 3, 0);
+        flush(&mut log);
+        log.checkpoint().unwrap();
+        append(&mut log, 1, 2, 9);
+        drop(log);
+        let file = root.path().join(PATH).join("00000000000000000000.log");
+        let len = std::fs::metadata(&file).unwrap().len();
+        let torn = len - whole as u64 + keep as u64;
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(&file)
+            .unwrap()
+            .set_len(torn)
+            .unwrap();
+        let (log, report) = open(&root, AFTER_KILL);
+        assert_eq!(log.log_end(), Offset::new(3), "{keep} bytes kept");
+        assert_eq!(report.damaged, None);
+        assert_eq!(report.truncated_bytes, keep as u64);
+    }
+}
+
+fn flip(root: &TempDir, at: usize) {
+    let file = root.path().join(PATH).join("00000000000000000000.log");
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+}
+
+#[test]
+fn a_bit_flipped_below_the_recovery_point_is_damage() {
+    for cx in [AFTER_KILL, AFTER_POWER_LOSS] {
+        let root = TempDir::new().unwrap();
+        let (mut log, _) = open(&root, AFTER_KILL);
+        append(&mut log, 1, 3, 0);
+        append(&mut log, 1, 1, 1);
+        flush(&mut log);
+        log.checkpoint().unwrap();
+        drop(log);
+        flip(&root, 70);
+        let (log, report) = open(&root, cx);
+        assert!(report.damaged.is_some(), "{cx:?}");
+        assert_eq!(log.log_end(), Offset::ZERO);
+    }
+}
+
+#[test]
+fn a_bit_flipped_above_the_recovery_point_is_damage_only_with_the_same_boot() {
+    for (cx, damaged) in [(AFTER_KILL, true), (AFTER_POWER_LOSS, false)] {
+        let root = TempDir::new().unwrap();
+        let (mut log, _) = open(&root, AFTER_KILL);
+        append(&mut log, 1, 3, 0);
+        drop(log);
+        flip(&root, 70);
+        let (_, report) = open(&root, cx);
+        assert_eq!(report.damaged.is_some(), damaged, "{cx:?}");
+    }
+}
+
+#[test]
+fn a_log_shorter_than_its_committed_end_is_damaged() {
+    let root = TempDir::new().unwrap();
+    let (mut log, _) = open(&root, AFTER_KILL);
+    append(&mut log, 1, 3, 0);
+    flush(&mut log);
+    log.set_high_watermark(Offset::new(3));
+    log.checkpoint().unwrap();
+    drop(log);
+    std::fs::remove_file(root.path().join(PATH).join("00000000000000000000.log")).unwrap();
+    let (_, report) = open(&root, AFTER_POWER_LOSS);
+    assert!(report.damaged.unwrap().contains("ends at 0"));
+}
+
+#[test]
+fn a_flush_from_before_a_truncation_counts_for_nothing() {
+    let root = TempDir::new().unwrap();
+    let (mut log, _) = open(&root, AFTER_KILL);
+    append(&mut log, 1, 2, 0);
+    append(&mut log, 1, 2, 1);
+    let ticket = log.start_flush().unwrap();
+    log.truncate_to(Offset::new(2)).unwrap();
+    append(&mut log, 2, 2, 2);
+    log.complete_flush(ticket.run()).unwrap();
+    assert_eq!(log.flushed_end(), Offset::new(2));
+    flush(&mut log);
+    assert_eq!(log.flushed_end(), Offset::new(4));
+}
+
+#[test]
+fn a_failed_flush_stops_the_log_until_it_is_cut_to_the_last_good_one() {
+    let root = TempDir::new().unwrap();
+    let (mut log, _) = open(&root, AFTER_KILL);
+    append(&mut log, 1, 2, 0);
+    flush(&mut log);
+    append(&mut log, 1, 2, 1);
+    let mut done = log.start_flush().unwrap().run();
+    done.error = Some(std::io::Error::other("no space"));
+    assert!(log.complete_flush(done).is_err());
+    let next = batch(4, 1, 1, 2);
+    assert!(matches!(
+        log.append(&next, Timestamp::default()),
+        Err(LogError::Failed(_))
+    ));
+    log.cut_to_flushed().unwrap();
+    assert_eq!(log.log_end(), Offset::new(2));
+    append(&mut log, 2, 1, 3);
+}
+
+#[test]
+fn what_does_not_follow_is_refused_and_changes_nothing() {
+    let root = TempDir::new().unwrap();
+    let (mut log, _) = open(&root, AFTER_KILL);
+    append(&mut log, 5, 2, 0);
+    let gap = log.append(&batch(3, 5, 1, 1), Timestamp::default());
+    assert!(matches!(gap, Err(LogError::NotAtEnd { .. })));
+    let old = log.append(&batch(2, 4, 1, 1), Timestamp::default());
+    assert!(matches!(old, Err(LogError::EpochFell { .. })));
+    assert_eq!(read_all(&log).len(), 1);
+}
+
+#[test]
+fn an_epoch_that_was_begun_survives_a_kill_without_a_record() {
+    let root = TempDir::new().unwrap();
+    let (mut log, _) = open(&root, AFTER_KILL);
+    append(&mut log, 1, 2, 0);
+    log.begin_epoch(LeaderEpoch::new(4)).unwrap();
+    assert_eq!(log.flushed_end(), Offset::new(2));
+    drop(log);
+    let (log, _) = open(&root, AFTER_POWER_LOSS);
+    assert_eq!(log.last_epoch(), Some(LeaderEpoch::new(4)));
+}
+
+#[test]
+fn an_offset_is_found_by_its_time() {
+    let root = TempDir::new().unwrap();
+    let (mut log, _) = open(&root, AFTER_KILL);
+    for mark in 0..20 {
+        append(&mut log, 1, 3, mark);
+    }
+    let find = |millis| {
+        let found = log
+            .reader()
+            .offset_for_timestamp(Timestamp::from_millis(millis), log.log_end());
+        found.unwrap().map(|(offset, _)| offset.get())
+    };
+    assert_eq!(find(i64::MIN), Some(0));
+    assert_eq!(find(305), Some(31));
+    assert_eq!(find(590), Some(59));
+    assert_eq!(find(591), None);
+}
+
+#[test]
+fn a_directory_counts_its_starts_and_refuses_another_node_and_a_second_process() {
+    let root = TempDir::new().unwrap();
+    let path = root.path().join("data");
+    let open = |node| DataDirectory::open(&path, NodeId::new(node), Duration::ZERO);
+    let first = open(1).unwrap();
+    assert_eq!(first.incarnation().start, 1);
+    assert!(
+        open(1)
+            .err()
+            .unwrap()
+            .to_string()
+            .contains("another process")
+    );
+    first
+        .write_clean(quorate_types::BrokerEpoch::new(77))
+        .unwrap();
+    let directory = first.directory_id();
+    drop(first);
+    assert!(
+        open(2)
+            .err()
+            .unwrap()
+            .to_string()
+            .contains("belongs to node 1")
+    );
+    let second = open(1).unwrap();
+    assert_eq!(second.incarnation().start, 2);
+    assert_eq!(second.directory_id(), directory);
+    assert_eq!(second.clean_epoch().map(|epoch| epoch.get()), Some(77));
+    assert!(second.recovery_context().same_boot);
+    drop(second);
+    assert_eq!(open(1).unwrap().clean_epoch(), None);
+}
+
+#[test]
+fn a_partition_set_aside_is_found_no_more() {
+    let root = TempDir::new().unwrap();
+    let directory = DataDirectory::open(root.path(), NodeId::new(1), Duration::ZERO).unwrap();
+    let topic = TopicName::new("orders.v1-eu").unwrap();
+    let id: TopicPartition = TopicPartition::new(
+        quorate_types::TopicId::from_bytes([7; 16]),
+        quorate_types::PartitionId::new(3),
+    );
+    let path = directory.partition_path(&topic, &id);
+    PartitionLog::open(directory.dir(), &path, options(), AFTER_KILL).unwrap();
+    let found = directory.partitions(Duration::from_secs(60)).unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(
+        (&found[0].topic, found[0].id, &found[0].path),
+        (&topic, id, &path)
+    );
+    directory.set_aside(&id).unwrap();
+    assert!(
+        directory
+            .partitions(Duration::from_secs(60))
+            .unwrap()
+            .is_empty()
+    );
+    let left = || std::fs::read_dir(root.path().join("logs")).unwrap().count();
+    assert_eq!(left(), 1);
+    directory.partitions(Duration::ZERO).unwrap();
+    assert_eq!(left(), 0);
+}
