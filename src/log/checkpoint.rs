@@ -89,7 +89,7 @@ pub(crate) fn encode_epochs(epochs: &LeaderEpochCache) -> Vec<u8> {
 
 pub(crate) fn decode_epochs(file: &[u8]) -> Option<LeaderEpochCache> {
     let body = unframe(file)?;
-    if body.len() % 12 != 0 {
+    if !body.len().is_multiple_of(12) {
         return None;
     }
     let entries = body

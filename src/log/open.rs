@@ -182,7 +182,7 @@ impl<D: Dir> PartitionLog<D> {
             recovery_point: self.flushed_end,
             log_start: self.log_start,
         };
-        if now != self.checkpointed || positions_len % POSITIONS_LEN != 0 {
+        if now != self.checkpointed || !positions_len.is_multiple_of(POSITIONS_LEN) {
             self.replace_positions(now)?;
             self.checkpointed = now;
         }

@@ -118,7 +118,7 @@ impl Index {
 }
 
 fn words(body: &[u8]) -> Option<impl Iterator<Item = u64> + '_> {
-    (body.len() % 8 == 0).then(|| {
+    body.len().is_multiple_of(8).then(|| {
         body.chunks_exact(8)
             .map(|word| word.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
     })

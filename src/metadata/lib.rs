@@ -1,1 +1,30 @@
-//! What the cluster knows and how it changes.
+//! What the cluster knows and how it changes: commands, the image that they are applied to, and
+//! the difference between two images. Pure: equal commands in equal order give equal images, byte
+//! for byte. No clocks, no randomness, no iteration over unordered maps.
+//!
+//! Invariant: a command is judged when it is applied, by what it carries; what a proposer believed
+//! is never enough. The protocol is in README.md beside this file.
+
+mod apply;
+mod apply_brokers;
+mod apply_partitions;
+mod apply_topics;
+mod codec;
+mod command;
+mod delta;
+mod election;
+mod event;
+mod image;
+mod origins;
+mod placement;
+#[cfg(test)]
+mod tests;
+
+pub use apply::Applied;
+pub use codec::{CodecError, ImageError};
+pub use command::{
+    AlterPartition, Command, CreateTopic, Envelope, LogId, Origin, Outcome, Refusal, RegisterBroker,
+};
+pub use delta::Delta;
+pub use event::{ClusterEvent, EventKind};
+pub use image::{Broker, BrokerState, MetadataImage, Registration, ReplicaAssignment, Topic};

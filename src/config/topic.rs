@@ -1,0 +1,150 @@
+//! A topic's configuration, by Kafka's names. Only keys that have an effect are taken.
+
+use std::collections::BTreeMap;
+
+use quorate_types::{Durability, TimestampType};
+
+/// The settings of one topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicSettings {
+    /// `min.insync.replicas`: `acks=all` needs so many in-sync replicas, or all there are (1–32,
+    /// default 2).
+    pub min_insync_replicas: u32,
+    /// `max.message.bytes`: the largest batch taken (61 B – 64 MiB, default 1,048,588).
+    pub max_message_bytes: u32,
+    /// `segment.bytes`: size at which a segment is closed (1 KiB – 2 GiB, default 1 GiB).
+    pub segment_bytes: u64,
+    /// `segment.ms`: age at which a segment is closed, in ms (1,000 and more, default 7 days).
+    pub segment_ms: u64,
+    /// `message.timestamp.type`: `CreateTime` (default) or `LogAppendTime`.
+    pub timestamp_type: TimestampType,
+    /// `durability`: `fsync` (default) or `page-cache`.
+    pub durability: Durability,
+}
+
+impl Default for TopicSettings {
+    fn default() -> Self {
+        Self {
+            min_insync_replicas: 2,
+            max_message_bytes: 1_048_588,
+            segment_bytes: 1 << 30,
+            segment_ms: 7 * 24 * 3_600_000,
+            timestamp_type: TimestampType::CreateTime,
+            durability: Durability::Fsync,
+        }
+    }
+}
+
+/// A topic setting that cannot be taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key}={value}: {reason}")]
+pub struct InvalidSetting {
+    /// The key as it was given.
+    pub key: String,
+    /// The value as it was given.
+    pub value: String,
+    /// What is wrong and what would be right.
+    pub reason: String,
+}
+
+fn in_range<T>(value: &str, low: T, high: T) -> Result<T, String>
+where
+    T: std::str::FromStr + PartialOrd + std::fmt::Display,
+{
+    match value.parse::<T>() {
+        Ok(number) if number >= low && number <= high => Ok(number),
+        _ => Err(format!("must be a number from {low} to {high}")),
+    }
+}
+
+impl TopicSettings {
+    /// Every key that is taken.
+    pub const KEYS: [&'static str; 6] = [
+        "min.insync.replicas",
+        "max.message.bytes",
+        "segment.bytes",
+        "segment.ms",
+        "message.timestamp.type",
+        "durability",
+    ];
+
+    /// Reads settings; what is not given is at its default.
+    ///
+    /// # Errors
+    /// [`InvalidSetting`] for an unknown key or a value out of range.
+    pub fn parse(config: &BTreeMap<String, String>) -> Result<Self, InvalidSetting> {
+        let mut settings = Self::default();
+        for (key, value) in config {
+            settings.set(key, value).map_err(|reason| InvalidSetting {
+                key: key.clone(),
+                value: value.clone(),
+                reason,
+            })?;
+        }
+        Ok(settings)
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
+        match key {
+            "min.insync.replicas" => self.min_insync_replicas = in_range(value, 1, 32)?,
+            "max.message.bytes" => self.max_message_bytes = in_range(value, 61, 64 << 20)?,
+            "segment.bytes" => self.segment_bytes = in_range(value, 1 << 10, 2 << 30)?,
+            "segment.ms" => self.segment_ms = in_range(value, 1_000, i64::MAX as u64)?,
+            "message.timestamp.type" => {
+                self.timestamp_type = match value {
+                    "CreateTime" => TimestampType::CreateTime,
+                    "LogAppendTime" => TimestampType::LogAppendTime,
+                    _ => return Err("must be CreateTime or LogAppendTime".to_owned()),
+                }
+            }
+            "durability" => {
+                self.durability = match value {
+                    "fsync" => Durability::Fsync,
+                    "page-cache" => Durability::PageCache,
+                    _ => return Err("must be fsync or page-cache".to_owned()),
+                }
+            }
+            _ => {
+                return Err(format!(
+                    "unknown setting; known are {}",
+                    Self::KEYS.join(", ")
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(key: &str, value: &str) -> Result<TopicSettings, InvalidSetting> {
+        TopicSettings::parse(&BTreeMap::from([(key.to_owned(), value.to_owned())]))
+    }
+
+    #[test]
+    fn a_setting_is_taken_or_refused_by_name() {
+        assert_eq!(
+            parse("min.insync.replicas", "1")
+                .unwrap()
+                .min_insync_replicas,
+            1
+        );
+        assert_eq!(
+            parse("durability", "page-cache").unwrap().durability,
+            Durability::PageCache
+        );
+        for (key, value) in [
+            ("min.insync.replicas", "0"),
+            ("segment.bytes", "x"),
+            ("retention", "1"),
+        ] {
+            let error = parse(key, value).unwrap_err();
+            assert!(
+                error.to_string().starts_with(&format!("{key}={value}: ")),
+                "{error}"
+            );
+        }
+    }
+}

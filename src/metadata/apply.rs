@@ -1,0 +1,188 @@
+//! Applying an envelope: who may, whether it is a repeat, then its commands, all or none.
+
+use quorate_types::{ErrorCode, Timestamp};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::codec;
+use crate::command::{Command, Envelope, LogId, Outcome};
+use crate::event::{ClusterEvent, EventKind};
+use crate::image::MetadataImage;
+use crate::origins::{Known, OriginWindow};
+
+/// What applying an envelope gave.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Applied {
+    /// One outcome a command; where one is refused, all are.
+    pub outcomes: Vec<Outcome>,
+    /// What happened, in order.
+    pub events: Vec<ClusterEvent>,
+}
+
+/// A change in the making.
+pub(crate) struct Change<'a> {
+    pub(crate) image: &'a mut MetadataImage,
+    pub(crate) at: LogId,
+    time: Timestamp,
+    events: Vec<ClusterEvent>,
+}
+
+impl Change<'_> {
+    pub(crate) fn tell(&mut self, kind: EventKind, cause: &str) {
+        self.events.push(ClusterEvent {
+            index: self.at.index,
+            time: self.time,
+            kind,
+            cause: cause.to_owned(),
+        });
+    }
+
+    fn run(&mut self, command: &Command) -> Outcome {
+        match command {
+            Command::BootstrapCluster { cluster_id } => match self.image.cluster_id {
+                Some(known) if known != *cluster_id => Outcome::refused(
+                    ErrorCode::InconsistentClusterId,
+                    format!("the cluster is {known}"),
+                ),
+                _ => {
+                    self.image.cluster_id = Some(*cluster_id);
+                    Outcome::Done
+                }
+            },
+            Command::RegisterBroker(register) => self.register(register),
+            Command::UnfenceBroker { node, epoch } => self.unfence(*node, *epoch),
+            Command::FenceBroker { node, epoch, cause } => self.fence(*node, *epoch, cause),
+            Command::BeginControlledShutdown { node, epoch } => self.begin_shutdown(*node, *epoch),
+            Command::CreateTopic(create) => self.create_topic(create),
+            Command::DeleteTopic { topic_id } => self.delete_topic(*topic_id),
+            Command::AlterPartition(alter) => self.alter_partition(alter),
+            Command::ReportReplicaDamaged {
+                partition,
+                node,
+                broker_epoch,
+            } => self.report_damaged(*partition, *node, *broker_epoch),
+            Command::ResignLeadership {
+                partition,
+                leader,
+                leader_epoch,
+            } => self.resign(*partition, *leader, *leader_epoch),
+            Command::ElectPreferredLeaders { partitions } => self.elect_preferred(partitions),
+            Command::AllocateProducerIds { count } => self.allocate_producer_ids(*count),
+        }
+    }
+}
+
+impl MetadataImage {
+    /// Applies an entry. Deterministic: what it does depends on the image and its arguments only.
+    pub fn apply(&mut self, envelope: &Envelope, at: LogId) -> Applied {
+        let applied = self.decide(envelope, at);
+        self.advance(at);
+        let record = codec::encode(&(at, &envelope.commands, &applied.outcomes));
+        self.hash = xxh3_64_with_seed(&record, self.hash);
+        applied
+    }
+
+    /// Takes note of an entry without commands (Raft's own).
+    pub fn apply_blank(&mut self, at: LogId) {
+        self.advance(at);
+        self.hash = xxh3_64_with_seed(&codec::encode(&at), self.hash);
+    }
+
+    fn advance(&mut self, at: LogId) {
+        assert!(
+            at.index > self.applied.index,
+            "entries are applied once, in order"
+        );
+        self.applied = at;
+    }
+
+    fn decide(&mut self, envelope: &Envelope, at: LogId) -> Applied {
+        let refuse = |code, message: String| Applied {
+            outcomes: vec![Outcome::refused(code, message); envelope.commands.len()],
+            events: Vec::new(),
+        };
+        if let Some(required) = envelope.required_term
+            && required != at.term
+        {
+            let message = format!("was meant for term {required}, this is {}", at.term);
+            return refuse(ErrorCode::NotController, message);
+        }
+        let mut window = match self.window(envelope) {
+            Ok(window) => window,
+            Err(message) => return refuse(ErrorCode::StaleProposal, message),
+        };
+        match window.look_up(envelope.sequence) {
+            Known::New => {}
+            Known::Repeat(outcomes) => {
+                return Applied {
+                    outcomes,
+                    events: Vec::new(),
+                };
+            }
+            Known::Forgotten => {
+                return refuse(
+                    ErrorCode::StaleProposal,
+                    "older than what is kept".to_owned(),
+                );
+            }
+        }
+        let applied = self.run_all(envelope, at);
+        window.note(envelope.sequence, applied.outcomes.clone());
+        self.origins.insert(envelope.origin.node, window);
+        applied
+    }
+
+    /// The window of the envelope's origin. A newer life replaces an older one's; a node that lost
+    /// its directory counts its starts anew, which only its registration may do.
+    fn window(&self, envelope: &Envelope) -> Result<OriginWindow, String> {
+        let origin = envelope.origin;
+        let fresh = || Ok(OriginWindow::new(origin.incarnation));
+        let Some(known) = self.origins.get(&origin.node) else {
+            return fresh();
+        };
+        if known.incarnation == origin.incarnation {
+            return Ok(known.clone());
+        }
+        let known_directory = self.broker(origin.node).map(|broker| broker.directory);
+        let other_directory = envelope.commands.iter().any(|command| match command {
+            Command::RegisterBroker(register) => {
+                register.node == origin.node && Some(register.directory) != known_directory
+            }
+            _ => false,
+        });
+        if origin.incarnation.start > known.incarnation.start || other_directory {
+            fresh()
+        } else {
+            Err(format!(
+                "node {} lives as {} now",
+                origin.node, known.incarnation
+            ))
+        }
+    }
+
+    fn run_all(&mut self, envelope: &Envelope, at: LogId) -> Applied {
+        let mut image = self.clone();
+        let mut change = Change {
+            image: &mut image,
+            at,
+            time: envelope.time,
+            events: Vec::new(),
+        };
+        let mut outcomes = Vec::with_capacity(envelope.commands.len());
+        for command in &envelope.commands {
+            outcomes.push(change.run(command));
+        }
+        let events = change.events;
+        let refused = outcomes
+            .iter()
+            .find(|outcome| matches!(outcome, Outcome::Refused(_)));
+        if let Some(refused) = refused {
+            let outcomes = vec![refused.clone(); envelope.commands.len()];
+            return Applied {
+                outcomes,
+                events: Vec::new(),
+            };
+        }
+        *self = image;
+        Applied { outcomes, events }
+    }
+}

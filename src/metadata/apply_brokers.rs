@@ -1,0 +1,201 @@
+//! Brokers come, go and come back (R8, R9).
+
+use quorate_types::{BrokerEpoch, ErrorCode, NodeId, TopicPartition};
+
+use crate::apply::Change;
+use crate::command::{Outcome, RegisterBroker};
+use crate::election::{choose, lead, leave_isr};
+use crate::event::EventKind;
+use crate::image::{Broker, BrokerState, Registration};
+
+/// The only feature level so far.
+const FEATURE_LEVEL: u32 = 1;
+
+impl Change<'_> {
+    pub(crate) fn register(&mut self, register: &RegisterBroker) -> Outcome {
+        let node = register.node;
+        if register.min_level > FEATURE_LEVEL || register.max_level < FEATURE_LEVEL {
+            return Outcome::refused(
+                ErrorCode::UnsupportedVersion,
+                format!(
+                    "the cluster is at feature level {FEATURE_LEVEL}, the broker speaks {}-{}",
+                    register.min_level, register.max_level
+                ),
+            );
+        }
+        let known = self.image.broker(node).cloned();
+        if let Some(known) = &known {
+            if known.incarnation == register.incarnation {
+                return Outcome::Registered { epoch: known.epoch };
+            }
+            // The lock on a directory proves its former process dead; another directory does not.
+            if known.directory != register.directory && known.state != BrokerState::Fenced {
+                return Outcome::refused(
+                    ErrorCode::DuplicateBrokerRegistration,
+                    format!("node {node} lives with another data directory: stop that one first"),
+                );
+            }
+            self.leave_everything(node, "its broker started again");
+            self.drop_what_was_lost(known, register);
+        }
+        let epoch = BrokerEpoch::new(self.at.index.get());
+        let broker = Broker {
+            node,
+            directory: register.directory,
+            incarnation: register.incarnation,
+            boot: register.boot,
+            epoch,
+            state: BrokerState::Fenced,
+            client: register.client.clone(),
+            internal: register.internal.clone(),
+            rack: register.rack.clone(),
+        };
+        self.image.brokers.insert(node, broker);
+        self.tell(
+            EventKind::BrokerRegistered { node, epoch },
+            "a process started",
+        );
+        Outcome::Registered { epoch }
+    }
+
+    /// R9: what this restart may have lost leaves the ISRs, even as their last member.
+    fn drop_what_was_lost(&mut self, known: &Broker, register: &RegisterBroker) {
+        let node = register.node;
+        let other_directory = known.directory != register.directory;
+        let clean = register.clean_epoch == Some(known.epoch);
+        let cache_lost = !clean && known.boot != register.boot;
+        for id in self.partitions_of(node) {
+            let Some(old) = self.image.partition(&id).cloned() else {
+                continue;
+            };
+            let mut new = Registration::clone(&old);
+            let damaged = register.damaged.contains(&id);
+            let lost = other_directory || damaged || (cache_lost && !old.fsync_established);
+            if lost {
+                new.isr.retain(|member| *member != node);
+                new.elr.retain(|member| *member != node);
+            }
+            if other_directory {
+                for replica in new
+                    .replicas
+                    .iter_mut()
+                    .filter(|replica| replica.node == node)
+                {
+                    replica.directory = register.directory;
+                }
+            }
+            if new != *old {
+                let cause = if other_directory {
+                    "its broker came back with another data directory"
+                } else if damaged {
+                    "recovery found the replica damaged"
+                } else {
+                    "its machine was booted and the page cache is gone"
+                };
+                self.store(id, new, cause);
+            }
+        }
+    }
+
+    pub(crate) fn unfence(&mut self, node: NodeId, epoch: BrokerEpoch) -> Outcome {
+        match self.current(node, epoch) {
+            Err(refused) => return refused,
+            Ok(BrokerState::Active) => return Outcome::Done,
+            Ok(BrokerState::ShuttingDown) => {
+                let message = format!("broker {node} is shutting down");
+                return Outcome::refused(ErrorCode::InvalidRequest, message);
+            }
+            Ok(BrokerState::Fenced) => {}
+        }
+        self.set_state(node, BrokerState::Active);
+        self.tell(EventKind::BrokerUnfenced { node }, "ready and reachable");
+        for id in self.partitions_of(node) {
+            let Some(old) = self.image.partition(&id).cloned() else {
+                continue;
+            };
+            if old.leader.is_none() && old.isr.contains(&node) {
+                let mut new = Registration::clone(&old);
+                lead(&mut new, Some(node));
+                self.store(id, new, "an in-sync replica is back");
+            }
+        }
+        Outcome::Done
+    }
+
+    pub(crate) fn fence(&mut self, node: NodeId, epoch: BrokerEpoch, cause: &str) -> Outcome {
+        match self.current(node, epoch) {
+            Err(refused) => return refused,
+            Ok(BrokerState::Fenced) => return Outcome::Done,
+            Ok(_) => {}
+        }
+        self.set_state(node, BrokerState::Fenced);
+        self.tell(EventKind::BrokerFenced { node }, cause);
+        self.leave_everything(node, &format!("broker {node} was fenced"));
+        Outcome::Done
+    }
+
+    pub(crate) fn begin_shutdown(&mut self, node: NodeId, epoch: BrokerEpoch) -> Outcome {
+        match self.current(node, epoch) {
+            Err(refused) => return refused,
+            Ok(BrokerState::ShuttingDown) => return Outcome::Done,
+            Ok(BrokerState::Fenced) => {
+                let message = format!("broker {node} is fenced");
+                return Outcome::refused(ErrorCode::InvalidRequest, message);
+            }
+            Ok(BrokerState::Active) => {}
+        }
+        self.set_state(node, BrokerState::ShuttingDown);
+        self.tell(EventKind::BrokerShuttingDown { node }, "asked to stop");
+        self.leave_everything(node, &format!("broker {node} is shutting down"));
+        Outcome::Done
+    }
+
+    /// Out of every ISR but as the last member, out of every leadership (R8). The epoch of a
+    /// partition that it led rises even where nobody else can lead.
+    fn leave_everything(&mut self, node: NodeId, cause: &str) {
+        for id in self.partitions_of(node) {
+            let Some(old) = self.image.partition(&id).cloned() else {
+                continue;
+            };
+            let mut new = Registration::clone(&old);
+            let left = leave_isr(&mut new, node);
+            if old.leader == Some(node) {
+                let image = &*self.image;
+                let next = choose(&new, |other| other != node && image.is_active(other));
+                lead(&mut new, next);
+                self.store(id, new, cause);
+            } else if left {
+                self.store(id, new, cause);
+            }
+        }
+    }
+
+    pub(crate) fn partitions_of(&self, node: NodeId) -> Vec<TopicPartition> {
+        let partitions = self.image.partitions.iter();
+        partitions
+            .filter(|(_, reg)| reg.has_replica(node))
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
+    /// The state of the broker, where that registration is the current one.
+    pub(crate) fn current(&self, node: NodeId, epoch: BrokerEpoch) -> Result<BrokerState, Outcome> {
+        match self.image.broker(node) {
+            None => Err(Outcome::refused(
+                ErrorCode::BrokerIdNotRegistered,
+                format!("broker {node} is not registered"),
+            )),
+            Some(broker) if broker.epoch != epoch => Err(Outcome::refused(
+                ErrorCode::StaleBrokerEpoch,
+                format!("broker {node} is at epoch {}, not {epoch}", broker.epoch),
+            )),
+            Some(broker) => Ok(broker.state),
+        }
+    }
+
+    fn set_state(&mut self, node: NodeId, state: BrokerState) {
+        if let Some(broker) = self.image.brokers.get_mut(&node) {
+            broker.state = state;
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Topics, and producer ids.
+
+use quorate_config::TopicSettings;
+use quorate_types::{
+    Durability, ErrorCode, LeaderEpoch, NodeId, PartitionEpoch, PartitionId, ProducerId, TopicId,
+    TopicPartition,
+};
+
+use crate::apply::Change;
+use crate::command::{CreateTopic, Outcome};
+use crate::event::EventKind;
+use crate::image::{BrokerState, Registration, ReplicaAssignment, Topic};
+use crate::placement::place;
+
+/// Partitions of one topic at most.
+const PARTITIONS_MAX: u32 = 10_000;
+/// Producer ids of one block at most.
+const PRODUCER_IDS_MAX: u32 = 10_000;
+
+impl Change<'_> {
+    pub(crate) fn create_topic(&mut self, create: &CreateTopic) -> Outcome {
+        if self.image.names.contains_key(&create.name) {
+            let message = format!("topic {} exists", create.name);
+            return Outcome::refused(ErrorCode::TopicAlreadyExists, message);
+        }
+        if self.image.topics.contains_key(&create.topic_id) {
+            let message = format!("topic id {} is taken", create.topic_id);
+            return Outcome::refused(ErrorCode::InvalidRequest, message);
+        }
+        if create.partitions == 0 || create.partitions > PARTITIONS_MAX {
+            let message = format!(
+                "{} partitions: 1 to {PARTITIONS_MAX} are possible",
+                create.partitions
+            );
+            return Outcome::refused(ErrorCode::InvalidPartitions, message);
+        }
+        let settings = match TopicSettings::parse(&create.config) {
+            Ok(settings) => settings,
+            Err(invalid) => {
+                return Outcome::refused(ErrorCode::InvalidConfig, invalid.to_string());
+            }
+        };
+        let factor = create.replication_factor as usize;
+        let active: Vec<(NodeId, Option<&str>)> = self
+            .image
+            .brokers
+            .values()
+            .filter(|broker| broker.state == BrokerState::Active)
+            .map(|broker| (broker.node, broker.rack.as_deref()))
+            .collect();
+        if factor == 0 || factor > active.len() {
+            let message = format!(
+                "replication factor {factor} with {} active brokers: choose 1 to {0}, or start more",
+                active.len()
+            );
+            return Outcome::refused(ErrorCode::InvalidReplicationFactor, message);
+        }
+        let placed = place(&active, create.partitions, factor, create.seed);
+        let topic = Topic {
+            id: create.topic_id,
+            name: create.name.clone(),
+            partitions: create.partitions,
+            settings: settings.clone(),
+            config: create.config.clone(),
+        };
+        self.image.names.insert(topic.name.clone(), topic.id);
+        self.image.topics.insert(topic.id, topic);
+        let made = EventKind::TopicCreated {
+            topic: create.name.clone(),
+            partitions: create.partitions,
+        };
+        self.tell(made, "asked for");
+        for (partition, nodes) in (0..).map(PartitionId::new).zip(placed) {
+            let registration = self.first_registration(&nodes, &settings);
+            let id = TopicPartition::new(create.topic_id, partition);
+            self.store(id, registration, "the topic was created");
+        }
+        Outcome::Created {
+            topic_id: create.topic_id,
+        }
+    }
+
+    fn first_registration(&self, nodes: &[NodeId], settings: &TopicSettings) -> Registration {
+        let assigned = |node: &NodeId| {
+            let broker = self.image.broker(*node)?;
+            Some(ReplicaAssignment {
+                node: *node,
+                directory: broker.directory,
+            })
+        };
+        Registration {
+            replicas: nodes.iter().filter_map(assigned).collect(),
+            adding: Vec::new(),
+            removing: Vec::new(),
+            isr: nodes.to_vec(),
+            elr: Vec::new(),
+            leader: nodes.first().copied(),
+            last_known_leader: None,
+            leader_epoch: LeaderEpoch::ZERO,
+            partition_epoch: PartitionEpoch::ZERO,
+            unclean_epoch: None,
+            // An empty log is on every disk.
+            fsync_established: settings.durability == Durability::Fsync,
+        }
+    }
+
+    pub(crate) fn delete_topic(&mut self, topic_id: TopicId) -> Outcome {
+        let Some(topic) = self.image.topics.remove(&topic_id) else {
+            let message = format!("there is no topic {topic_id}");
+            return Outcome::refused(ErrorCode::UnknownTopicId, message);
+        };
+        self.image.names.remove(&topic.name);
+        for partition in 0..topic.partitions {
+            let id = TopicPartition::new(topic_id, PartitionId::new(partition));
+            self.image.partitions.remove(&id);
+        }
+        self.tell(EventKind::TopicDeleted { topic: topic.name }, "asked for");
+        Outcome::Done
+    }
+
+    pub(crate) fn allocate_producer_ids(&mut self, count: u32) -> Outcome {
+        if count == 0 || count > PRODUCER_IDS_MAX {
+            let message = format!("{count} producer ids: 1 to {PRODUCER_IDS_MAX} are possible");
+            return Outcome::refused(ErrorCode::InvalidRequest, message);
+        }
+        let first = self.image.next_producer_id;
+        self.image.next_producer_id += u64::from(count);
+        Outcome::ProducerIds {
+            first: ProducerId::new(first),
+            count,
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! What can be proposed, and what becomes of it.
+
+use std::collections::BTreeMap;
+
+use quorate_types::{
+    BootId, BrokerEpoch, ClusterId, DirectoryId, Endpoint, ErrorCode, Incarnation, LeaderEpoch,
+    NodeId, PartitionEpoch, ProducerId, RaftIndex, Term, Timestamp, TopicId, TopicName,
+    TopicPartition,
+};
+use serde::{Deserialize, Serialize};
+
+/// A place in the metadata log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct LogId {
+    /// The term of the leader that wrote it.
+    pub term: Term,
+    /// Its index.
+    pub index: RaftIndex,
+}
+
+/// Who proposed: a repeat of (origin, sequence) does nothing twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Origin {
+    /// The node.
+    pub node: NodeId,
+    /// Its life.
+    pub incarnation: Incarnation,
+}
+
+/// Commands on their way through the log, applied all or none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Envelope {
+    /// Who proposed.
+    pub origin: Origin,
+    /// Rises with each proposal of an origin; need not be dense.
+    pub sequence: u64,
+    /// Applied only under this term, where one is given.
+    pub required_term: Option<Term>,
+    /// The proposer's clock; shown, never decided by.
+    pub time: Timestamp,
+    /// What to do.
+    pub commands: Vec<Command>,
+}
+
+/// A broker's registration (R9).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegisterBroker {
+    /// The node.
+    pub node: NodeId,
+    /// Its data directory.
+    pub directory: DirectoryId,
+    /// Its life.
+    pub incarnation: Incarnation,
+    /// The boot of its machine.
+    pub boot: BootId,
+    /// The broker epoch of its clean-shutdown mark, where it had one.
+    pub clean_epoch: Option<BrokerEpoch>,
+    /// Replicas that recovery found damaged.
+    pub damaged: Vec<TopicPartition>,
+    /// Where clients reach it.
+    pub client: Endpoint,
+    /// Where nodes reach it.
+    pub internal: Endpoint,
+    /// Its rack.
+    pub rack: Option<String>,
+    /// Lowest feature level that it speaks.
+    pub min_level: u32,
+    /// Highest feature level that it speaks.
+    pub max_level: u32,
+}
+
+/// A new topic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateTopic {
+    /// Its name.
+    pub name: TopicName,
+    /// Its id, drawn by the proposer.
+    pub topic_id: TopicId,
+    /// 1–10,000.
+    pub partitions: u32,
+    /// 1 – number of active brokers.
+    pub replication_factor: u32,
+    /// Where placement begins, drawn by the proposer.
+    pub seed: u64,
+    /// Settings by Kafka's names.
+    pub config: BTreeMap<String, String>,
+}
+
+/// A leader's proposal of an ISR (R5, KIP-497, KIP-903).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AlterPartition {
+    /// Which partition.
+    pub partition: TopicPartition,
+    /// Who proposes.
+    pub leader: NodeId,
+    /// Its registration.
+    pub leader_broker_epoch: BrokerEpoch,
+    /// The epoch it leads at.
+    pub leader_epoch: LeaderEpoch,
+    /// The registration that it saw.
+    pub partition_epoch: PartitionEpoch,
+    /// The new ISR, each member with its broker epoch.
+    pub isr: Vec<(NodeId, BrokerEpoch)>,
+}
+
+/// A change of the metadata.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Command {
+    /// Names the cluster; the first one wins.
+    BootstrapCluster {
+        /// Drawn by the first leader.
+        cluster_id: ClusterId,
+    },
+    /// A process begins its life as a broker.
+    RegisterBroker(RegisterBroker),
+    /// The broker may take roles.
+    UnfenceBroker {
+        /// Which node.
+        node: NodeId,
+        /// Which registration.
+        epoch: BrokerEpoch,
+    },
+    /// The broker is gone: out of every ISR, its leaderships move (R8).
+    FenceBroker {
+        /// Which node.
+        node: NodeId,
+        /// Which registration.
+        epoch: BrokerEpoch,
+        /// Why, in words.
+        cause: String,
+    },
+    /// The broker wishes to stop: its leaderships move, it leaves ISRs.
+    BeginControlledShutdown {
+        /// Which node.
+        node: NodeId,
+        /// Which registration.
+        epoch: BrokerEpoch,
+    },
+    /// A new topic.
+    CreateTopic(CreateTopic),
+    /// A topic goes, with its data.
+    DeleteTopic {
+        /// Which.
+        topic_id: TopicId,
+    },
+    /// A leader changes its ISR.
+    AlterPartition(AlterPartition),
+    /// A replica's disk failed or lost data while it ran (R13).
+    ReportReplicaDamaged {
+        /// Which partition.
+        partition: TopicPartition,
+        /// Whose replica.
+        node: NodeId,
+        /// Its registration.
+        broker_epoch: BrokerEpoch,
+    },
+    /// A leader cannot do its work (R6).
+    ResignLeadership {
+        /// Which partition.
+        partition: TopicPartition,
+        /// Who resigns.
+        leader: NodeId,
+        /// The epoch it leads at.
+        leader_epoch: LeaderEpoch,
+    },
+    /// First replicas get their partitions back where they are in sync.
+    ElectPreferredLeaders {
+        /// Which partitions.
+        partitions: Vec<TopicPartition>,
+    },
+    /// A block of producer ids for one node to give out.
+    AllocateProducerIds {
+        /// 1–10,000.
+        count: u32,
+    },
+}
+
+/// Why a command changed nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Refusal {
+    /// By Kafka's name.
+    #[serde(with = "code_by_name")]
+    pub code: ErrorCode,
+    /// In words.
+    pub message: String,
+}
+
+/// What became of a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Outcome {
+    /// It is done.
+    Done,
+    /// The broker is registered.
+    Registered {
+        /// Its epoch: the index of its registration.
+        epoch: BrokerEpoch,
+    },
+    /// The topic exists.
+    Created {
+        /// Its id.
+        topic_id: TopicId,
+    },
+    /// Producer ids for the proposer.
+    ProducerIds {
+        /// The first.
+        first: ProducerId,
+        /// How many, one after the other.
+        count: u32,
+    },
+    /// Nothing was changed.
+    Refused(Refusal),
+}
+
+impl Outcome {
+    pub(crate) fn refused(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self::Refused(Refusal {
+            code,
+            message: message.into(),
+        })
+    }
+}
+
+mod code_by_name {
+    use quorate_types::ErrorCode;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(code: &ErrorCode, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(code.name())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<ErrorCode, D::Error> {
+        let name = String::deserialize(from)?;
+        ErrorCode::from_name(&name).ok_or_else(|| D::Error::custom("unknown error code"))
+    }
+}

@@ -1,0 +1,294 @@
+//! The image: everything that the cluster knows, in persistent maps, so that a clone costs nothing
+//! and a new version costs what changed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use quorate_config::TopicSettings;
+use quorate_types::{
+    BootId, BrokerEpoch, ClusterId, DirectoryId, Endpoint, Incarnation, LeaderEpoch, NodeId,
+    PartitionEpoch, TopicId, TopicName, TopicPartition,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::command::LogId;
+use crate::origins::OriginWindow;
+
+/// What a broker may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BrokerState {
+    /// Registered, or lost: takes no role.
+    Fenced,
+    /// Takes roles.
+    Active,
+    /// Gives its roles away.
+    ShuttingDown,
+}
+
+/// A registered broker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Broker {
+    /// Its number.
+    pub node: NodeId,
+    /// Its data directory.
+    pub directory: DirectoryId,
+    /// Its life.
+    pub incarnation: Incarnation,
+    /// Its machine's boot.
+    pub boot: BootId,
+    /// Its registration: the log index of it.
+    pub epoch: BrokerEpoch,
+    /// What it may do.
+    pub state: BrokerState,
+    /// Where clients reach it.
+    pub client: Endpoint,
+    /// Where nodes reach it.
+    pub internal: Endpoint,
+    /// Its rack.
+    pub rack: Option<String>,
+}
+
+/// A topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Topic {
+    /// Its id.
+    pub id: TopicId,
+    /// Its name.
+    pub name: TopicName,
+    /// How many partitions it has.
+    pub partitions: u32,
+    /// Its settings in force.
+    pub settings: TopicSettings,
+    /// Its settings as they were given.
+    pub config: BTreeMap<String, String>,
+}
+
+/// A replica's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplicaAssignment {
+    /// On which node.
+    pub node: NodeId,
+    /// In which directory.
+    pub directory: DirectoryId,
+}
+
+/// A partition's registration: who has it, who is in sync, who leads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Registration {
+    /// Its replicas; the first is the preferred leader.
+    pub replicas: Vec<ReplicaAssignment>,
+    /// Replicas that a reassignment adds.
+    pub adding: Vec<NodeId>,
+    /// Replicas that a reassignment removes.
+    pub removing: Vec<NodeId>,
+    /// In-sync replicas as committed.
+    pub isr: Vec<NodeId>,
+    /// Eligible leader replicas (KIP-966).
+    pub elr: Vec<NodeId>,
+    /// Who leads; none: the partition is offline.
+    pub leader: Option<NodeId>,
+    /// Who led last.
+    pub last_known_leader: Option<NodeId>,
+    /// Bumped on every leader change, also to none and to the same.
+    pub leader_epoch: LeaderEpoch,
+    /// Bumped on every change: the compare-and-set guard.
+    pub partition_epoch: PartitionEpoch,
+    /// Leader epoch of the last unclean election.
+    pub unclean_epoch: Option<LeaderEpoch>,
+    /// What the ISR has acknowledged is on its disks (R9, R17).
+    pub fsync_established: bool,
+}
+
+impl Registration {
+    /// In-sync replicas that an `acks=all` produce needs: `min.insync.replicas`, or all there are.
+    pub fn effective_min_isr(&self, settings: &TopicSettings) -> usize {
+        (settings.min_insync_replicas as usize).min(self.replicas.len())
+    }
+
+    /// Whether the node has a replica.
+    pub fn has_replica(&self, node: NodeId) -> bool {
+        self.replicas.iter().any(|replica| replica.node == node)
+    }
+}
+
+/// Everything that the cluster knows, as of one place in the metadata log.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct MetadataImage {
+    pub(crate) applied: LogId,
+    pub(crate) hash: u64,
+    pub(crate) cluster_id: Option<ClusterId>,
+    pub(crate) brokers: OrdMap<NodeId, Broker>,
+    pub(crate) topics: OrdMap<TopicId, Topic>,
+    pub(crate) names: OrdMap<TopicName, TopicId>,
+    pub(crate) partitions: OrdMap<TopicPartition, Arc<Registration>>,
+    pub(crate) origins: OrdMap<NodeId, OriginWindow>,
+    pub(crate) next_producer_id: u64,
+}
+
+/// The image as it is stored.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Stored {
+    applied: LogId,
+    hash: u64,
+    cluster_id: Option<ClusterId>,
+    brokers: Vec<Broker>,
+    topics: Vec<StoredTopic>,
+    partitions: Vec<(TopicPartition, Registration)>,
+    origins: Vec<(NodeId, OriginWindow)>,
+    next_producer_id: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredTopic {
+    id: TopicId,
+    name: TopicName,
+    partitions: u32,
+    config: BTreeMap<String, String>,
+}
+
+impl MetadataImage {
+    /// What is known before the first entry: nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The last entry in it.
+    pub fn applied(&self) -> LogId {
+        self.applied
+    }
+
+    /// A hash over every (place, commands, outcomes) so far: equal on all nodes at equal places.
+    pub fn rolling_hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// The cluster's id, once it has one.
+    pub fn cluster_id(&self) -> Option<ClusterId> {
+        self.cluster_id
+    }
+
+    /// All registered brokers.
+    pub fn brokers(&self) -> &OrdMap<NodeId, Broker> {
+        &self.brokers
+    }
+
+    /// One broker.
+    pub fn broker(&self, node: NodeId) -> Option<&Broker> {
+        self.brokers.get(&node)
+    }
+
+    /// All topics.
+    pub fn topics(&self) -> &OrdMap<TopicId, Topic> {
+        &self.topics
+    }
+
+    /// One topic.
+    pub fn topic(&self, id: TopicId) -> Option<&Topic> {
+        self.topics.get(&id)
+    }
+
+    /// One topic by its name.
+    pub fn topic_by_name(&self, name: &TopicName) -> Option<&Topic> {
+        self.names.get(name).and_then(|id| self.topics.get(id))
+    }
+
+    /// All partitions.
+    pub fn partitions(&self) -> &OrdMap<TopicPartition, Arc<Registration>> {
+        &self.partitions
+    }
+
+    /// One partition.
+    pub fn partition(&self, id: &TopicPartition) -> Option<&Arc<Registration>> {
+        self.partitions.get(id)
+    }
+
+    pub(crate) fn is_active(&self, node: NodeId) -> bool {
+        self.broker(node)
+            .is_some_and(|broker| broker.state == BrokerState::Active)
+    }
+
+    pub(crate) fn to_stored(&self) -> Stored {
+        Stored {
+            applied: self.applied,
+            hash: self.hash,
+            cluster_id: self.cluster_id,
+            brokers: self.brokers.values().cloned().collect(),
+            topics: self
+                .topics
+                .values()
+                .map(|topic| StoredTopic {
+                    id: topic.id,
+                    name: topic.name.clone(),
+                    partitions: topic.partitions,
+                    config: topic.config.clone(),
+                })
+                .collect(),
+            partitions: self
+                .partitions
+                .iter()
+                .map(|(id, reg)| (*id, (**reg).clone()))
+                .collect(),
+            origins: self
+                .origins
+                .iter()
+                .map(|(node, window)| (*node, window.clone()))
+                .collect(),
+            next_producer_id: self.next_producer_id,
+        }
+    }
+
+    pub(crate) fn from_stored(stored: Stored) -> Self {
+        let topics: OrdMap<TopicId, Topic> = stored
+            .topics
+            .into_iter()
+            .map(|topic| {
+                // Settings were checked when the topic was made.
+                let settings = TopicSettings::parse(&topic.config).unwrap_or_default();
+                let StoredTopic {
+                    id,
+                    name,
+                    partitions,
+                    config,
+                } = topic;
+                (
+                    id,
+                    Topic {
+                        id,
+                        name,
+                        partitions,
+                        settings,
+                        config,
+                    },
+                )
+            })
+            .collect();
+        Self {
+            applied: stored.applied,
+            hash: stored.hash,
+            cluster_id: stored.cluster_id,
+            brokers: stored
+                .brokers
+                .into_iter()
+                .map(|broker| (broker.node, broker))
+                .collect(),
+            names: topics
+                .values()
+                .map(|topic| (topic.name.clone(), topic.id))
+                .collect(),
+            topics,
+            partitions: stored
+                .partitions
+                .into_iter()
+                .map(|(id, reg)| (id, Arc::new(reg)))
+                .collect(),
+            origins: stored.origins.into_iter().collect(),
+            next_producer_id: stored.next_producer_id,
+        }
+    }
+}
