@@ -1,0 +1,60 @@
+//! Where two histories part (R4; KIP-101, KIP-279, KIP-595).
+
+use quorate_record::LeaderEpochCache;
+use quorate_types::{LeaderEpoch, Offset};
+
+use crate::messages::Subscribe;
+
+/// What a leader finds about a follower's history.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum History {
+    /// The follower's log is a prefix of the leader's.
+    Agrees,
+    /// The leader's largest epoch ≤ the asked one, and its end; none where all are newer.
+    Diverges(Option<LeaderEpoch>, Offset),
+    /// It ends before the leader's log begins.
+    BelowStart,
+}
+
+/// Judges a subscription against the leader's log.
+pub(crate) fn judge(
+    subscribe: &Subscribe,
+    epochs: &LeaderEpochCache,
+    log_start: Offset,
+    log_end: Offset,
+) -> History {
+    if subscribe.fetch_offset < log_start {
+        return History::BelowStart;
+    }
+    let Some(asked) = subscribe.last_fetched_epoch else {
+        return if subscribe.fetch_offset == log_start {
+            History::Agrees
+        } else {
+            History::Diverges(None, log_start)
+        };
+    };
+    match epochs.end_offset_for(asked, log_end) {
+        None => History::Diverges(None, log_start),
+        Some((epoch, end)) if epoch != asked || end < subscribe.fetch_offset => {
+            History::Diverges(Some(epoch), end)
+        }
+        Some(_) => History::Agrees,
+    }
+}
+
+/// Where a follower cuts its log on `Diverged`: the smaller of the leader's end and its own end of
+/// its largest epoch ≤ the leader's.
+pub(crate) fn cut_at(
+    epochs: &LeaderEpochCache,
+    log_end: Offset,
+    epoch: Option<LeaderEpoch>,
+    end: Offset,
+) -> Offset {
+    let own = epoch.and_then(|epoch| epochs.end_offset_for(epoch, log_end));
+    match (epoch, own) {
+        (Some(_), Some((_, own_end))) => end.min(own_end),
+        // Nothing of the own log is as old: none of it can be shared.
+        (Some(_), None) => Offset::ZERO,
+        (None, _) => end.min(log_end),
+    }
+}

@@ -1,0 +1,277 @@
+//! The follower's side: subscribes, appends what it is sent, acks, cuts where histories part.
+
+use std::time::Duration;
+
+use quorate_log::{Dir, PartitionLog};
+use quorate_record::Batch;
+use quorate_types::{LeaderEpoch, NodeId, Offset, SubscriptionId, TopicPartition};
+use tracing::{debug, info, warn};
+
+use crate::events::{Action, Context, Timing};
+use crate::messages::{Ack, Batches, Diverged, FollowerMessage, LeaderMessage, Subscribe};
+use crate::view::PartitionView;
+
+/// Where a follower stands with its leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Subscribes again at that time.
+    Waiting(Duration),
+    /// Has asked, at that time.
+    Asked(SubscriptionId, Duration),
+    /// Is sent data; heard of the leader at that time.
+    Following(SubscriptionId, Duration),
+}
+
+/// A replica that follows at one epoch.
+pub(crate) struct ReplicaFollower {
+    pub(crate) leader: NodeId,
+    pub(crate) epoch: LeaderEpoch,
+    pub(crate) view: PartitionView,
+    phase: Phase,
+    backoff: Duration,
+    leader_high_watermark: Offset,
+}
+
+/// What a message led to, beyond what is in the actions.
+#[derive(Debug)]
+pub(crate) enum Followed {
+    /// All is well.
+    Fine,
+    /// The disk failed.
+    Failed(String),
+    /// The leader wants a cut of what was committed (R4): this replica must stop.
+    Damaged(String),
+}
+
+/// The epoch of the log's last record.
+fn last_record_epoch<D: Dir>(log: &PartitionLog<D>) -> Option<LeaderEpoch> {
+    let last = log.log_end().get().checked_sub(1)?;
+    if Offset::new(last) < log.log_start() {
+        return None;
+    }
+    log.epochs().epoch_at(Offset::new(last))
+}
+
+impl ReplicaFollower {
+    pub(crate) fn new(leader: NodeId, view: PartitionView, timing: &Timing, now: Duration) -> Self {
+        Self {
+            leader,
+            epoch: view.registration.leader_epoch,
+            view,
+            phase: Phase::Waiting(now),
+            backoff: timing.retry_min,
+            leader_high_watermark: Offset::ZERO,
+        }
+    }
+
+    /// Asks the leader for everything from the log's end on, under a fresh subscription.
+    pub(crate) fn subscribe<D: Dir>(
+        &mut self,
+        cx: &Context<'_>,
+        partition: TopicPartition,
+        log: &PartitionLog<D>,
+        subscription: SubscriptionId,
+        out: &mut Vec<Action<D>>,
+    ) {
+        self.phase = Phase::Asked(subscription, cx.now);
+        let message = FollowerMessage::Subscribe(Subscribe {
+            partition,
+            subscription,
+            leader_epoch: self.epoch,
+            broker_epoch: self.view.my_epoch,
+            fetch_offset: log.log_end(),
+            last_fetched_epoch: last_record_epoch(log),
+        });
+        out.push(Action::ToLeader {
+            leader: self.leader,
+            message,
+        });
+    }
+
+    /// Whether it is time to subscribe: a wait is over, or the leader has been silent for long.
+    pub(crate) fn must_subscribe(&self, timing: &Timing, now: Duration) -> bool {
+        match self.phase {
+            Phase::Waiting(until) => until <= now,
+            Phase::Asked(_, at) => now.saturating_sub(at) >= timing.retry_max,
+            Phase::Following(_, heard) => now.saturating_sub(heard) >= timing.session_timeout,
+        }
+    }
+
+    /// The stream is new: what was asked before it went nowhere.
+    pub(crate) fn stream_opened(&mut self, now: Duration) {
+        self.phase = Phase::Waiting(now);
+    }
+
+    pub(crate) fn stream_closed(&mut self, timing: &Timing, now: Duration) {
+        self.back_off(timing, now);
+    }
+
+    fn back_off(&mut self, timing: &Timing, now: Duration) {
+        self.phase = Phase::Waiting(now + self.backoff);
+        self.backoff = (self.backoff * 2).min(timing.retry_max);
+    }
+
+    fn current(&self) -> Option<SubscriptionId> {
+        match self.phase {
+            Phase::Waiting(_) => None,
+            Phase::Asked(id, _) | Phase::Following(id, _) => Some(id),
+        }
+    }
+
+    pub(crate) fn take<D: Dir>(
+        &mut self,
+        cx: &Context<'_>,
+        log: &mut PartitionLog<D>,
+        timing: &Timing,
+        message: LeaderMessage,
+        out: &mut Vec<Action<D>>,
+    ) -> Followed {
+        if self.current() != Some(message.subscription()) {
+            return Followed::Fine;
+        }
+        let id = message.subscription();
+        let following = matches!(self.phase, Phase::Following(..));
+        match message {
+            LeaderMessage::Accepted(accepted) => {
+                self.phase = Phase::Following(id, cx.now);
+                self.backoff = timing.retry_min;
+                self.ack(accepted.partition, log, out);
+            }
+            LeaderMessage::Batches(batches) if following => {
+                return self.append(cx, log, timing, batches, out);
+            }
+            LeaderMessage::Heartbeat(heartbeat) if following => {
+                self.phase = Phase::Following(id, cx.now);
+                self.learn(log, heartbeat.high_watermark);
+                self.ack(heartbeat.partition, log, out);
+            }
+            LeaderMessage::Diverged(diverged) => {
+                return self.cut(cx, log, &diverged);
+            }
+            LeaderMessage::OutOfRange(out_of_range) => {
+                let log_start = out_of_range.log_start;
+                warn!(partition = %out_of_range.partition, %log_start, "behind the leader's log");
+                self.back_off(timing, cx.now);
+            }
+            LeaderMessage::Error(error) => {
+                debug!(partition = %error.partition, code = %error.code, "not subscribed");
+                self.back_off(timing, cx.now);
+            }
+            LeaderMessage::Batches(_) | LeaderMessage::Heartbeat(_) => {
+                // Before it was accepted: no leader of ours speaks so.
+                self.back_off(timing, cx.now);
+            }
+        }
+        Followed::Fine
+    }
+
+    fn append<D: Dir>(
+        &mut self,
+        cx: &Context<'_>,
+        log: &mut PartitionLog<D>,
+        timing: &Timing,
+        message: Batches,
+        out: &mut Vec<Action<D>>,
+    ) -> Followed {
+        let partition = message.partition;
+        let batches = match Batch::split(message.bytes) {
+            Ok(batches) => batches,
+            Err(error) => {
+                warn!(%partition, %error, "the leader sent what is no batch");
+                self.back_off(timing, cx.now);
+                return Followed::Fine;
+            }
+        };
+        for batch in &batches {
+            let falls = log
+                .last_epoch()
+                .is_some_and(|last| batch.leader_epoch() < last);
+            let beyond = batch.leader_epoch() > self.epoch;
+            if batch.base_offset() != log.log_end() || falls || beyond {
+                warn!(%partition, offset = %batch.base_offset(), "the leader's batch does not follow");
+                self.back_off(timing, cx.now);
+                return Followed::Fine;
+            }
+            if let Err(error) = log.append(batch, cx.wall) {
+                return Followed::Failed(error.to_string());
+            }
+        }
+        self.phase = Phase::Following(message.subscription, cx.now);
+        self.learn(log, message.high_watermark);
+        self.ack(partition, log, out);
+        Followed::Fine
+    }
+
+    /// R10: keeps min(leader's high watermark, own flushed end), never a lower one.
+    fn learn<D: Dir>(&mut self, log: &mut PartitionLog<D>, high_watermark: Offset) {
+        self.leader_high_watermark = self.leader_high_watermark.max(high_watermark);
+        let own = self.leader_high_watermark.min(log.flushed_end());
+        if own > log.high_watermark() {
+            log.set_high_watermark(own);
+        }
+    }
+
+    /// Tells the leader how far this replica is, where there is a subscription to tell it under.
+    pub(crate) fn ack<D: Dir>(
+        &self,
+        partition: TopicPartition,
+        log: &PartitionLog<D>,
+        out: &mut Vec<Action<D>>,
+    ) {
+        if let Phase::Following(subscription, _) = self.phase {
+            let (leo, flushed_leo) = (log.log_end(), log.flushed_end());
+            let ack = Ack {
+                partition,
+                subscription,
+                leo,
+                flushed_leo,
+            };
+            out.push(Action::ToLeader {
+                leader: self.leader,
+                message: FollowerMessage::Ack(ack),
+            });
+        }
+    }
+
+    /// A flush has ended: the high watermark may follow, the leader is told.
+    pub(crate) fn flushed<D: Dir>(
+        &mut self,
+        partition: TopicPartition,
+        log: &mut PartitionLog<D>,
+        out: &mut Vec<Action<D>>,
+    ) {
+        self.learn(log, self.leader_high_watermark);
+        self.ack(partition, log, out);
+    }
+
+    /// R4: cuts where the histories part, durably, and asks again.
+    fn cut<D: Dir>(
+        &mut self,
+        cx: &Context<'_>,
+        log: &mut PartitionLog<D>,
+        diverged: &Diverged,
+    ) -> Followed {
+        let partition = diverged.partition;
+        let end = crate::divergence::cut_at(
+            log.epochs(),
+            log.log_end(),
+            diverged.epoch,
+            diverged.end_offset,
+        )
+        .max(log.log_start());
+        let unclean = self.view.registration.unclean_epoch > last_record_epoch(log);
+        if end < log.high_watermark() && !unclean {
+            return Followed::Damaged(format!(
+                "the leader's history ends at {end}, {} is committed here",
+                log.high_watermark()
+            ));
+        }
+        info!(%partition, epoch = %self.epoch, from = %log.log_end(), to = %end, "log cut");
+        if let Err(error) = log.truncate_to(end) {
+            return Followed::Failed(error.to_string());
+        }
+        self.leader_high_watermark = Offset::ZERO;
+        self.phase = Phase::Waiting(cx.now);
+        Followed::Fine
+    }
+}

@@ -1,0 +1,159 @@
+//! Who is in sync (R5), and the proposals that say so.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use quorate_log::{Dir, PartitionLog};
+use quorate_metadata::{AlterPartition, Command};
+use quorate_types::{NodeId, TopicPartition};
+use tracing::info;
+
+use crate::events::{Action, ProposalId, ProposalResult, Timing};
+use crate::faults::Faults;
+use crate::leader::{Proposal, ReplicaLeader};
+
+impl<F: Faults> ReplicaLeader<F> {
+    fn is_caught_up(&self, node: NodeId, timing: &Timing, now: Duration) -> bool {
+        self.followers.get(&node).is_some_and(|follower| {
+            now.saturating_sub(follower.caught_up) <= timing.replica_lag_time_max
+        })
+    }
+
+    /// Followers outside the maximal ISR that may be proposed into it: those whose position that
+    /// counts has reached the high watermark and this epoch's first offset, subscribed at the very
+    /// registration that the image shows active.
+    pub(crate) fn eligible<D: Dir>(
+        &self,
+        log: &PartitionLog<D>,
+        timing: &Timing,
+        now: Duration,
+    ) -> Vec<NodeId> {
+        let maximal = self.maximal_isr();
+        let threshold = log.high_watermark().max(self.epoch_start);
+        let may_join = |node: &NodeId| {
+            let subscription = self.followers.get(node)?.subscription.as_ref()?;
+            let known = self.view.eligible_epoch(*node)? == subscription.broker_epoch;
+            let level = self.position(*node)? >= threshold;
+            (known && level && self.is_caught_up(*node, timing, now)).then_some(())
+        };
+        self.followers
+            .keys()
+            .filter(|node| !maximal.contains(node) && may_join(node).is_some())
+            .copied()
+            .collect()
+    }
+
+    /// Proposes an ISR where the present one is not what it should be; one proposal at a time.
+    pub(crate) fn propose_isr<D: Dir>(
+        &mut self,
+        partition: TopicPartition,
+        log: &PartitionLog<D>,
+        timing: &Timing,
+        now: Duration,
+        next_id: &mut ProposalId,
+        out: &mut Vec<Action<D>>,
+    ) {
+        if self.proposal.is_none() {
+            let isr = self.desired_isr(log, timing, now);
+            let present: BTreeSet<NodeId> = self.view.registration.isr.iter().copied().collect();
+            // After a refusal with another copy about, any proposal ends the doubt: whichever is
+            // applied raises the partition epoch.
+            if isr == present && !self.unknown {
+                return;
+            }
+            let Some(command) = self.command(partition, &isr) else {
+                return;
+            };
+            info!(%partition, epoch = %self.epoch, from = ?present, to = ?isr, "ISR proposed");
+            self.proposed.extend(isr);
+            self.proposal = Some(Proposal {
+                command,
+                id: None,
+                again_at: now,
+            });
+        }
+        if let Some(proposal) = &mut self.proposal
+            && proposal.id.is_none()
+            && proposal.again_at <= now
+        {
+            next_id.0 += 1;
+            proposal.id = Some(*next_id);
+            let command = Command::AlterPartition(proposal.command.clone());
+            out.push(Action::Propose {
+                id: *next_id,
+                command,
+            });
+        }
+    }
+
+    fn desired_isr<D: Dir>(
+        &self,
+        log: &PartitionLog<D>,
+        timing: &Timing,
+        now: Duration,
+    ) -> BTreeSet<NodeId> {
+        let me = self.view.me;
+        let mut isr: BTreeSet<NodeId> = self
+            .view
+            .registration
+            .isr
+            .iter()
+            .copied()
+            .filter(|node| *node == me || self.is_caught_up(*node, timing, now))
+            .collect();
+        isr.extend(self.eligible(log, timing, now));
+        isr
+    }
+
+    fn command(&self, partition: TopicPartition, isr: &BTreeSet<NodeId>) -> Option<AlterPartition> {
+        let mut members = Vec::with_capacity(isr.len());
+        for node in isr {
+            let epoch = if *node == self.view.me {
+                self.view.my_epoch
+            } else {
+                self.view.eligible_epoch(*node)?
+            };
+            members.push((*node, epoch));
+        }
+        Some(AlterPartition {
+            partition,
+            leader: self.view.me,
+            leader_broker_epoch: self.view.my_epoch,
+            leader_epoch: self.epoch,
+            partition_epoch: self.view.registration.partition_epoch,
+            isr: members,
+        })
+    }
+
+    /// Takes the end of a sending. Only the image tells what was applied; a time-out ends nothing.
+    pub(crate) fn proposed(
+        &mut self,
+        id: ProposalId,
+        result: ProposalResult,
+        timing: &Timing,
+        now: Duration,
+    ) {
+        let Some(proposal) = &mut self.proposal else {
+            return;
+        };
+        if proposal.id != Some(id) {
+            return;
+        }
+        match result {
+            // The id stays: nothing is sent again, the image is on its way.
+            ProposalResult::Applied => {}
+            ProposalResult::Unknown => {
+                self.unknown = true;
+                proposal.id = None;
+                proposal.again_at = now + timing.proposal_retry;
+            }
+            ProposalResult::Refused(code) => {
+                info!(partition = %proposal.command.partition, %code, "ISR proposal refused");
+                self.proposal = None;
+                if !self.unknown {
+                    self.proposed.clear();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Bringing the log to the followers: pushed as it is appended, within a window a partition and
+//! what room the stream has.
+
+use bytes::Bytes;
+use quorate_log::{Dir, PartitionLog};
+use quorate_record::BatchHeader;
+use quorate_types::{Offset, TopicPartition};
+use tracing::error;
+
+use crate::events::{Action, Context, Timing};
+use crate::faults::Faults;
+use crate::leader::{ReplicaLeader, Subscription};
+use crate::messages::{Batches, Heartbeat, LeaderMessage};
+
+impl<F: Faults> ReplicaLeader<F> {
+    /// Pushes what every follower can take.
+    pub(crate) fn push<D: Dir>(
+        &mut self,
+        cx: &Context<'_>,
+        partition: TopicPartition,
+        log: &PartitionLog<D>,
+        timing: &Timing,
+        out: &mut Vec<Action<D>>,
+    ) {
+        for follower in self.followers.values_mut() {
+            let Some(subscription) = &mut follower.subscription else {
+                continue;
+            };
+            if !push_to(cx, partition, log, timing, subscription, out) {
+                follower.subscription = None;
+            }
+        }
+    }
+
+    /// Signs of life: where the high watermark has moved, and now and then.
+    pub(crate) fn beat<D: Dir>(
+        &mut self,
+        cx: &Context<'_>,
+        partition: TopicPartition,
+        log: &PartitionLog<D>,
+        timing: &Timing,
+        out: &mut Vec<Action<D>>,
+    ) {
+        let high_watermark = log.high_watermark();
+        for follower in self.followers.values_mut() {
+            let Some(subscription) = &mut follower.subscription else {
+                continue;
+            };
+            let idle = cx.now.saturating_sub(subscription.last_sent) >= timing.heartbeat_interval;
+            if idle || subscription.told_high_watermark < high_watermark {
+                subscription.told_high_watermark = high_watermark;
+                subscription.last_sent = cx.now;
+                let message = LeaderMessage::Heartbeat(Heartbeat {
+                    partition,
+                    subscription: subscription.id,
+                    high_watermark,
+                    log_start: log.log_start(),
+                });
+                out.push(Action::ToFollower {
+                    stream: subscription.stream,
+                    message,
+                });
+            }
+        }
+    }
+
+    /// Whether some follower has not been told the high watermark.
+    pub(crate) fn owes_high_watermark(&self, high_watermark: Offset) -> bool {
+        self.followers.values().any(|follower| {
+            let subscription = follower.subscription.as_ref();
+            subscription.is_some_and(|current| current.told_high_watermark < high_watermark)
+        })
+    }
+}
+
+/// Pushes to one follower; `false` where the log cannot be read.
+fn push_to<D: Dir>(
+    cx: &Context<'_>,
+    partition: TopicPartition,
+    log: &PartitionLog<D>,
+    timing: &Timing,
+    subscription: &mut Subscription,
+    out: &mut Vec<Action<D>>,
+) -> bool {
+    let mut room = cx.streams.room(subscription.stream);
+    while subscription.next < log.log_end()
+        && subscription.bytes_under_way < timing.window_bytes
+        && room > 0
+    {
+        let read = log
+            .reader()
+            .read(subscription.next, log.log_end(), timing.push_bytes);
+        let bytes = match read {
+            Ok(bytes) if !bytes.is_empty() => bytes,
+            Ok(_) => return true,
+            Err(error) => {
+                error!(%partition, %error, "the log cannot be read for a follower");
+                return false;
+            }
+        };
+        let Some(end) = end_of(&bytes) else {
+            return false;
+        };
+        let size = bytes.len() as u64;
+        room = room.saturating_sub(bytes.len());
+        subscription.next = end;
+        subscription.under_way.push_back((end, size));
+        subscription.bytes_under_way += size;
+        subscription.told_high_watermark = log.high_watermark();
+        subscription.last_sent = cx.now;
+        let message = LeaderMessage::Batches(Batches {
+            partition,
+            subscription: subscription.id,
+            high_watermark: log.high_watermark(),
+            log_start: log.log_start(),
+            bytes,
+        });
+        out.push(Action::ToFollower {
+            stream: subscription.stream,
+            message,
+        });
+    }
+    true
+}
+
+/// The offset after the last of some whole batches.
+fn end_of(bytes: &Bytes) -> Option<Offset> {
+    let mut at = 0;
+    let mut end = None;
+    while at < bytes.len() {
+        let header = BatchHeader::read(&bytes[at..]).ok()?;
+        at += header.size;
+        end = Some(header.end_offset());
+    }
+    end
+}

@@ -1,0 +1,140 @@
+//! Flushes and failures of the disk (R6, R13), and what the quorum must be told of them.
+
+use std::time::Duration;
+
+use quorate_log::{Dir, FlushDone};
+use quorate_metadata::Command;
+use quorate_types::LeaderEpoch;
+use tracing::{error, warn};
+
+use crate::events::{Action, Context, ProposalId, ProposalResult};
+use crate::faults::Faults;
+use crate::replica::{Replica, Role};
+
+/// Something that the quorum must hear: sent until it is decided.
+pub(crate) struct Notice {
+    command: Command,
+    id: Option<ProposalId>,
+    again_at: Duration,
+}
+
+impl<D: Dir, F: Faults> Replica<D, F> {
+    pub(crate) fn start_flush(&mut self, now: Duration, out: &mut Vec<Action<D>>) {
+        if matches!(self.role, Role::Failed(_) | Role::Damaged) {
+            return;
+        }
+        if let Some(ticket) = self.log.start_flush() {
+            self.flushing_since = Some(now);
+            out.push(Action::Flush(ticket));
+        }
+    }
+
+    pub(crate) fn flushed(&mut self, cx: &Context<'_>, done: FlushDone, out: &mut Vec<Action<D>>) {
+        self.flushing_since = None;
+        if let Err(error) = self.log.complete_flush(done) {
+            return self.fail(cx, &error.to_string(), out);
+        }
+        if let Role::Follower(follower) = &mut self.role {
+            follower.flushed(self.id, &mut self.log, out);
+        }
+    }
+
+    /// R6: a leader whose own flush hangs cannot acknowledge; somebody else may.
+    pub(crate) fn check_flush(&mut self, now: Duration) {
+        let hangs = self
+            .flushing_since
+            .is_some_and(|since| now.saturating_sub(since) > self.timing.replica_lag_time_max);
+        if let (true, None, Role::Leader(leader)) = (hangs, &self.notice, &self.role) {
+            warn!(partition = %self.id, "the disk takes too long: leadership resigned");
+            let command = Command::ResignLeadership {
+                partition: self.id,
+                leader: leader.view.me,
+                leader_epoch: leader.epoch,
+            };
+            self.notice = Some(Notice {
+                command,
+                id: None,
+                again_at: now,
+            });
+        }
+    }
+
+    /// R13: what was not synced must be taken for lost and is never synced again. Nothing is acked
+    /// or appended any more in this epoch; the log is cut to the last good sync.
+    pub(crate) fn fail(&mut self, cx: &Context<'_>, why: &str, out: &mut Vec<Action<D>>) {
+        error!(partition = %self.id, why, "the log failed");
+        if let Role::Leader(leader) = &mut self.role {
+            leader.abandon(out);
+        }
+        let epoch = self
+            .view
+            .as_ref()
+            .map(|view| view.registration.leader_epoch);
+        self.role = match self.log.cut_to_flushed() {
+            Ok(()) => Role::Failed(epoch.unwrap_or(LeaderEpoch::ZERO)),
+            Err(error) => {
+                error!(partition = %self.id, %error, "the log cannot be cut: replica stops");
+                Role::Damaged
+            }
+        };
+        self.flushing_since = None;
+        self.report_damaged(cx.now);
+        out.push(Action::Status);
+    }
+
+    pub(crate) fn report_damaged(&mut self, now: Duration) {
+        let Some(view) = &self.view else { return };
+        let command = Command::ReportReplicaDamaged {
+            partition: self.id,
+            node: view.me,
+            broker_epoch: view.my_epoch,
+        };
+        self.notice = Some(Notice {
+            command,
+            id: None,
+            again_at: now,
+        });
+    }
+
+    pub(crate) fn send_notice(&mut self, now: Duration, out: &mut Vec<Action<D>>) {
+        if let Some(notice) = &mut self.notice
+            && notice.id.is_none()
+            && notice.again_at <= now
+        {
+            self.next_proposal.0 += 1;
+            notice.id = Some(self.next_proposal);
+            let command = notice.command.clone();
+            out.push(Action::Propose {
+                id: self.next_proposal,
+                command,
+            });
+        }
+    }
+
+    pub(crate) fn proposed(&mut self, cx: &Context<'_>, id: ProposalId, result: ProposalResult) {
+        if let Some(notice) = &mut self.notice
+            && notice.id == Some(id)
+        {
+            match result {
+                ProposalResult::Unknown => {
+                    notice.id = None;
+                    notice.again_at = cx.now + self.timing.proposal_retry;
+                }
+                ProposalResult::Applied | ProposalResult::Refused(_) => self.notice = None,
+            }
+        } else if let Role::Leader(leader) = &mut self.role {
+            leader.proposed(id, result, &self.timing, cx.now);
+        }
+    }
+
+    pub(crate) fn checkpoint_if_due(&mut self, cx: &Context<'_>, out: &mut Vec<Action<D>>) {
+        let due = cx.now.saturating_sub(self.checkpointed_at) >= self.timing.checkpoint_interval;
+        if !due || matches!(self.role, Role::Failed(_) | Role::Damaged) {
+            return;
+        }
+        self.checkpointed_at = cx.now;
+        if let Err(error) = self.log.checkpoint() {
+            self.fail(cx, &error.to_string(), out);
+        }
+    }
+}
