@@ -50,23 +50,19 @@ fn follow(
 
 /// Brokers so that neighbours are of different racks as far as that goes.
 fn interleave<'a>(brokers: &[(NodeId, Option<&'a str>)]) -> Vec<(NodeId, Option<&'a str>)> {
-    let mut racks: Vec<(Option<&str>, Vec<(NodeId, Option<&'a str>)>)> = Vec::new();
+    let mut racks: Vec<Vec<(NodeId, Option<&'a str>)>> = Vec::new();
     for broker in brokers {
-        match racks.iter_mut().find(|(rack, _)| *rack == broker.1) {
-            Some((_, members)) => members.push(*broker),
-            None => racks.push((broker.1, vec![*broker])),
+        match racks.iter_mut().find(|members| members[0].1 == broker.1) {
+            Some(members) => members.push(*broker),
+            None => racks.push(vec![*broker]),
         }
     }
-    let longest = racks
-        .iter()
-        .map(|(_, members)| members.len())
-        .max()
-        .unwrap_or(0);
+    let longest = racks.iter().map(Vec::len).max().unwrap_or(0);
     (0..longest)
         .flat_map(|at| {
             racks
                 .iter()
-                .filter_map(move |(_, members)| members.get(at).copied())
+                .filter_map(move |members| members.get(at).copied())
         })
         .collect()
 }

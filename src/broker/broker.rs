@@ -1,0 +1,434 @@
+//! The broker as the edges use it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use quorate_log::{DataDirectory, LogError};
+use quorate_metadata::RegisterBroker;
+use quorate_quorum::QuorumHandle;
+use quorate_replication::{FollowerMessage, ProduceError, Produced, StreamId, Timing};
+use quorate_types::{
+    BrokerEpoch, Endpoint, Incarnation, LeaderEpoch, NodeId, Offset, TopicPartition,
+};
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, error, info_span};
+
+use crate::calls::{
+    FetchCall, FetchError, Fetched, ListedOffset, OffsetPosition, PendingProduce, ProduceCall,
+};
+use crate::clock::{Clock, ControllerContact};
+use crate::fetch;
+use crate::hosted::Registry;
+use crate::leader_links::LeaderLinks;
+use crate::lifecycle::{Lifecycle, LifecycleConfig, ShutdownOutcome, is_active};
+use crate::mailbox::{Mail, Mailbox, mailbox};
+use crate::plane::{Plane, PlaneParts};
+use crate::stream::{FollowerOutgoing, follower_stream};
+use crate::transport::{ControllerLink, ReplicationTransport};
+
+/// What a broker is started with.
+pub struct BrokerConfig {
+    /// This node.
+    pub node: NodeId,
+    /// Timings of the protocol.
+    pub timing: Timing,
+    /// Timings of registration and session.
+    pub lifecycle: LifecycleConfig,
+    /// Where clients reach this node.
+    pub client: Endpoint,
+    /// Where nodes reach this node.
+    pub internal: Endpoint,
+    /// Directories of deleted partitions are kept so long.
+    pub delete_grace: Duration,
+    /// Its rack, if any.
+    pub rack: Option<String>,
+    /// Bytes of batches that may wait for acknowledgement; further produces wait for room.
+    pub produce_bytes: usize,
+}
+
+/// Why a broker could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// The logs could not be opened.
+    #[error("recovering the logs failed: {0}")]
+    Recovery(#[from] LogError),
+    /// The thread could not be started.
+    #[error("starting a thread failed: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+struct Shared {
+    incarnation: Incarnation,
+    node: NodeId,
+    session_timeout: Duration,
+    registry: Registry,
+    mailbox: Mailbox,
+    quorum: QuorumHandle,
+    clock: Clock,
+    contact: ControllerContact,
+    produce_room: Arc<Semaphore>,
+    produce_bytes: usize,
+    next_stream: std::sync::atomic::AtomicU64,
+    epoch: watch::Receiver<Option<BrokerEpoch>>,
+    wants_shutdown: watch::Sender<bool>,
+    may_stop: watch::Receiver<bool>,
+    cancel: CancellationToken,
+    plane: Mutex<Option<std::thread::JoinHandle<()>>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// A running broker. Cheap to clone.
+#[derive(Clone)]
+pub struct Broker {
+    shared: Arc<Shared>,
+}
+
+impl Broker {
+    /// Recovers the logs, registers with the quorum and begins to serve. The internal listener
+    /// must be open already.
+    ///
+    /// # Errors
+    /// [`BrokerError`] when the logs cannot be opened.
+    pub async fn start(
+        config: BrokerConfig,
+        directory: Arc<DataDirectory>,
+        quorum: QuorumHandle,
+        transport: Arc<dyn ReplicationTransport>,
+        link: Arc<dyn ControllerLink>,
+    ) -> Result<Self, BrokerError> {
+        let (mailbox, inbox) = mailbox();
+        let clock = Clock::new();
+        let contact = ControllerContact::default();
+        let registry = Registry::default();
+        let cancel = CancellationToken::new();
+        let runtime = Handle::current();
+        let parts = PlaneParts {
+            me: config.node,
+            timing: config.timing,
+            grace: config.delete_grace,
+            directory: Arc::clone(&directory),
+            registry: registry.clone(),
+            links: LeaderLinks::new(transport, runtime.clone(), mailbox.clone(), cancel.clone()),
+            quorum: quorum.clone(),
+            runtime,
+            mailbox: mailbox.clone(),
+            clock,
+            contact: contact.clone(),
+        };
+        let (recovered, recovery) = oneshot::channel();
+        let plane = std::thread::Builder::new()
+            .name("quorate-plane".to_owned())
+            .spawn(move || match Plane::recover(parts) {
+                Ok((plane, damaged)) => {
+                    let _gone = recovered.send(Ok(damaged));
+                    let local = tokio::runtime::Builder::new_current_thread()
+                        .enable_time()
+                        .build();
+                    match local {
+                        Ok(local) => local.block_on(plane.run(inbox)),
+                        Err(error) => error!(%error, "the plane has no runtime"),
+                    }
+                }
+                Err(error) => {
+                    let _gone = recovered.send(Err(error));
+                }
+            })?;
+        let damaged = match recovery.await {
+            Ok(damaged) => damaged?,
+            Err(_died) => {
+                return Err(std::io::Error::other("the plane died while it recovered").into());
+            }
+        };
+        let (epoch, epoch_seen) = watch::channel(None);
+        let (wants_shutdown, shutdown_wanted) = watch::channel(false);
+        let (may_stop, released) = watch::channel(false);
+        let lifecycle = Lifecycle {
+            registration: RegisterBroker {
+                node: config.node,
+                directory: directory.directory_id(),
+                incarnation: directory.incarnation(),
+                boot: directory.boot_id(),
+                clean_epoch: directory.clean_epoch(),
+                damaged,
+                client: config.client,
+                internal: config.internal,
+                rack: config.rack,
+                min_level: 1,
+                max_level: 1,
+            },
+            link,
+            quorum: quorum.clone(),
+            registry: registry.clone(),
+            clock,
+            contact: contact.clone(),
+            cancel: cancel.clone(),
+            epoch,
+            wants_shutdown: shutdown_wanted,
+            may_stop,
+            config: config.lifecycle.clone(),
+        };
+        let tasks = vec![
+            tokio::spawn(lifecycle.run().instrument(info_span!("lifecycle"))),
+            tokio::spawn(
+                follow_metadata(
+                    quorum.clone(),
+                    epoch_seen.clone(),
+                    mailbox.clone(),
+                    cancel.clone(),
+                )
+                .instrument(info_span!("metadata")),
+            ),
+        ];
+        Ok(Self {
+            shared: Arc::new(Shared {
+                incarnation: directory.incarnation(),
+                node: config.node,
+                session_timeout: config.lifecycle.session_timeout,
+                registry,
+                mailbox,
+                quorum,
+                clock,
+                contact,
+                produce_room: Arc::new(Semaphore::new(config.produce_bytes)),
+                produce_bytes: config.produce_bytes,
+                next_stream: std::sync::atomic::AtomicU64::new(1),
+                epoch: epoch_seen,
+                wants_shutdown,
+                may_stop: released,
+                cancel,
+                plane: Mutex::new(Some(plane)),
+                tasks: Mutex::new(tasks),
+            }),
+        })
+    }
+
+    /// Hands a batch to the leader and waits for the answer (R3).
+    ///
+    /// # Errors
+    /// [`ProduceError`]; bounded by the call's timeout.
+    pub async fn produce(&self, call: ProduceCall) -> Result<Produced, ProduceError> {
+        self.submit(call).await.wait().await
+    }
+
+    /// Hands a batch to the leader, in the order of the calls that one task awaits one after the
+    /// other; waits only for room.
+    pub async fn submit(&self, call: ProduceCall) -> PendingProduce {
+        let shared = &self.shared;
+        let (answer, pending) = oneshot::channel();
+        let deadline = shared.clock.now() + call.timeout;
+        let size = call.batch.size().min(shared.produce_bytes);
+        let permits = u32::try_from(size).unwrap_or(u32::MAX);
+        let room = Arc::clone(&shared.produce_room).acquire_many_owned(permits);
+        match timeout(call.timeout, room).await {
+            Ok(Ok(permit)) => {
+                // A plane that has stopped drops the mail, and with it the answer's sender.
+                shared
+                    .mailbox
+                    .send(Mail::Produce {
+                        call,
+                        deadline,
+                        answer,
+                        permit,
+                    })
+                    .await;
+            }
+            Ok(Err(_closed)) => drop(answer),
+            Err(_elapsed) => {
+                let _gone = answer.send(Err(ProduceError::Throttled));
+            }
+        }
+        PendingProduce { answer: pending }
+    }
+
+    /// Reads records below the high watermark.
+    ///
+    /// # Errors
+    /// [`FetchError`]; bounded by the call's `max_wait`.
+    pub async fn fetch(&self, call: FetchCall) -> Result<Fetched, FetchError> {
+        let hosted = self
+            .shared
+            .registry
+            .get(&call.partition)
+            .ok_or(FetchError::NotLeader)?;
+        fetch::fetch(hosted, call).await
+    }
+
+    /// Looks an offset up.
+    ///
+    /// # Errors
+    /// [`FetchError`].
+    pub async fn list_offset(
+        &self,
+        partition: TopicPartition,
+        position: OffsetPosition,
+        current_epoch: Option<LeaderEpoch>,
+    ) -> Result<ListedOffset, FetchError> {
+        let hosted = self
+            .shared
+            .registry
+            .get(&partition)
+            .ok_or(FetchError::NotLeader)?;
+        fetch::list_offset(hosted, position, current_epoch).await
+    }
+
+    /// Whether this node leads the partition, as it knows.
+    pub fn leads(&self, partition: &TopicPartition) -> bool {
+        let hosted = self.shared.registry.get(partition);
+        hosted.is_some_and(|hosted| hosted.state.borrow().leading.is_some())
+    }
+
+    /// The high watermark of a partition that this node leads.
+    pub fn high_watermark(&self, partition: &TopicPartition) -> Option<Offset> {
+        let hosted = self.shared.registry.get(partition)?;
+        let state = *hosted.state.borrow();
+        state.leading.map(|_| state.high_watermark)
+    }
+
+    /// Takes a follower's stream: feeds what it says to the replicas, and gives what they answer.
+    /// The stream ends when either side drops its end.
+    pub async fn follower_stream(
+        &self,
+        from: NodeId,
+        mut incoming: mpsc::Receiver<FollowerMessage>,
+    ) -> FollowerOutgoing {
+        let shared = &self.shared;
+        let next = shared
+            .next_stream
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let stream = StreamId(next);
+        let mailbox = shared.mailbox.clone();
+        let (outgoing, edge) = follower_stream(stream, mailbox.clone());
+        mailbox.notify(Mail::FollowerStreamOpened { stream, outgoing });
+        let cancel = shared.cancel.child_token();
+        let pump = async move {
+            while let Some(message) = incoming.recv().await {
+                if !mailbox
+                    .send(Mail::FromFollower {
+                        stream,
+                        from,
+                        message,
+                    })
+                    .await
+                {
+                    break;
+                }
+            }
+            mailbox.notify(Mail::FollowerStreamClosed { stream });
+        };
+        // Ends with the edge's end of the incoming channel, or with the broker.
+        tokio::spawn(async move { cancel.run_until_cancelled(pump).await });
+        edge
+    }
+
+    /// Whether this node takes part: registered, unfenced and in touch with the controller.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub fn ready(&self) -> Result<(), String> {
+        let shared = &self.shared;
+        let image = shared.quorum.image();
+        let epoch = *shared.epoch.borrow();
+        if epoch.is_none() {
+            return Err("not registered with the cluster yet".to_owned());
+        }
+        if !is_active(image.broker(shared.node), shared.incarnation, epoch) {
+            return Err("fenced: the controller has not admitted this broker".to_owned());
+        }
+        let silent = shared.clock.now().saturating_sub(shared.contact.last());
+        if silent > shared.session_timeout {
+            return Err(format!(
+                "no answer from the controller for {} ms",
+                silent.as_millis()
+            ));
+        }
+        Ok(())
+    }
+
+    /// Asks the controller to move everything away and waits for its word.
+    pub async fn controlled_shutdown(&self, within: Duration) -> ShutdownOutcome {
+        self.shared.wants_shutdown.send_replace(true);
+        let mut may_stop = self.shared.may_stop.clone();
+        let released = may_stop.wait_for(|released| *released);
+        match timeout(within, released).await {
+            Ok(Ok(_)) => ShutdownOutcome::Released,
+            Ok(Err(_)) | Err(_) => ShutdownOutcome::TimedOut,
+        }
+    }
+
+    /// Flushes and closes every log and ends every task; gives the epoch for the clean mark.
+    pub async fn stop(&self) -> Option<BrokerEpoch> {
+        let (stopped, stop) = oneshot::channel();
+        self.shared.mailbox.notify(Mail::Stop(stopped));
+        let closed = stop.await.is_ok();
+        self.shared.cancel.cancel();
+        let tasks = std::mem::take(&mut *self.shared.tasks.lock());
+        for task in tasks {
+            let _cancelled = task.await;
+        }
+        let plane = self.shared.plane.lock().take();
+        let joined = match plane {
+            Some(plane) => tokio::task::spawn_blocking(move || plane.join().is_ok()).await,
+            None => Ok(false),
+        };
+        let epoch = *self.shared.epoch.borrow();
+        epoch.filter(|_| closed && joined.unwrap_or(false))
+    }
+
+    /// Returns when the broker's own thread has ended without having been asked to: a fault.
+    pub async fn died(&self) {
+        let mut check = tokio::time::interval(Duration::from_millis(200));
+        loop {
+            check.tick().await;
+            let ended = self
+                .shared
+                .plane
+                .lock()
+                .as_ref()
+                .is_some_and(|plane| plane.is_finished());
+            if ended {
+                return;
+            }
+        }
+    }
+}
+
+/// Brings every image and the own registration to the plane. The plane diffs against the image it
+/// has, so that images skipped under load cost nothing.
+async fn follow_metadata(
+    quorum: QuorumHandle,
+    mut epoch: watch::Receiver<Option<BrokerEpoch>>,
+    mailbox: Mailbox,
+    cancel: CancellationToken,
+) {
+    let mut images = quorum.images();
+    let follow = async {
+        let mut registered = false;
+        loop {
+            let image = images.borrow_and_update().clone();
+            if !mailbox.send(Mail::Image(image)).await {
+                return;
+            }
+            tokio::select! {
+                changed = images.changed() => if changed.is_err() { return },
+                changed = epoch.changed(), if !registered => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let known = *epoch.borrow_and_update();
+                    if let Some(known) = known {
+                        registered = true;
+                        if !mailbox.send(Mail::Registered(known)).await {
+                            return;
+                        }
+                    }
+                }
+            }
+        }
+    };
+    cancel.run_until_cancelled(follow).await;
+}

@@ -1,0 +1,130 @@
+//! Reading: below the high watermark, from the leader, without passing through the plane.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quorate_types::{LeaderEpoch, Offset};
+use tokio::time::{Instant, timeout_at};
+
+use crate::calls::{FetchCall, FetchError, Fetched, ListedOffset, OffsetPosition};
+use crate::hosted::{Hosted, Published};
+
+/// Checks that this node leads at the epoch that the caller believes in; gives the epoch and its
+/// first offset.
+fn check_leading(
+    state: &Published,
+    asked: Option<LeaderEpoch>,
+) -> Result<(LeaderEpoch, Offset), FetchError> {
+    if let Some(asked) = asked {
+        let current = state.leader_epoch;
+        if asked < current {
+            return Err(FetchError::FencedEpoch { current });
+        }
+        if asked > current {
+            return Err(FetchError::UnknownEpoch { current });
+        }
+    }
+    state.leading.ok_or(FetchError::NotLeader)
+}
+
+/// Where the caller's history parts from this log (KIP-320).
+fn divergence(
+    hosted: &Hosted,
+    state: &Published,
+    call: &FetchCall,
+) -> Option<(LeaderEpoch, Offset)> {
+    let last = call.last_fetched_epoch?;
+    let (epoch, end) = hosted.epochs.read().end_offset_for(last, state.log_end)?;
+    (epoch != last || end < call.offset).then_some((epoch, end))
+}
+
+pub(crate) async fn fetch(hosted: Arc<Hosted>, call: FetchCall) -> Result<Fetched, FetchError> {
+    let mut states = hosted.state.subscribe();
+    let deadline = Instant::now() + call.max_wait;
+    loop {
+        let state = *states.borrow_and_update();
+        let (leader_epoch, _) = check_leading(&state, call.current_epoch)?;
+        let fetched = |bytes, diverging| Fetched {
+            bytes,
+            high_watermark: state.high_watermark,
+            log_start: state.log_start,
+            leader_epoch,
+            diverging,
+        };
+        if let Some(diverging) = divergence(&hosted, &state, &call) {
+            return Ok(fetched(Bytes::new(), Some(diverging)));
+        }
+        if call.offset < state.log_start || call.offset > state.log_end {
+            return Err(FetchError::OutOfRange {
+                offset: call.offset,
+                log_start: state.log_start,
+                log_end: state.log_end,
+            });
+        }
+        let bytes = if call.offset < state.high_watermark {
+            read(&hosted, &call, state.high_watermark).await?
+        } else {
+            Bytes::new()
+        };
+        let enough = call.min_bytes.min(call.max_bytes);
+        if bytes.len() >= enough || Instant::now() >= deadline {
+            return Ok(fetched(bytes, None));
+        }
+        // A change of any kind is looked at anew; the deadline answers with what is there.
+        match timeout_at(deadline, states.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_closed)) => return Err(FetchError::NotLeader),
+            Err(_elapsed) => return Ok(fetched(bytes, None)),
+        }
+    }
+}
+
+async fn read(hosted: &Arc<Hosted>, call: &FetchCall, up_to: Offset) -> Result<Bytes, FetchError> {
+    let (from, max_bytes) = (call.offset, call.max_bytes);
+    if let Some(bytes) = hosted.reader.read_cached(from, up_to, max_bytes) {
+        return Ok(bytes);
+    }
+    let reader = hosted.reader.clone();
+    blocking(move || reader.read(from, up_to, max_bytes)).await
+}
+
+/// Runs a disk read where it may block.
+async fn blocking<T: Send + 'static, E: std::fmt::Display + Send + 'static>(
+    read: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, FetchError> {
+    match tokio::task::spawn_blocking(read).await {
+        Ok(Ok(found)) => Ok(found),
+        Ok(Err(error)) => Err(FetchError::Storage(error.to_string())),
+        Err(panicked) => Err(FetchError::Storage(panicked.to_string())),
+    }
+}
+
+pub(crate) async fn list_offset(
+    hosted: Arc<Hosted>,
+    position: OffsetPosition,
+    current_epoch: Option<LeaderEpoch>,
+) -> Result<ListedOffset, FetchError> {
+    let state = *hosted.state.borrow();
+    let (leader_epoch, epoch_start) = check_leading(&state, current_epoch)?;
+    let listed = |offset, timestamp| ListedOffset {
+        offset,
+        timestamp,
+        leader_epoch,
+    };
+    match position {
+        OffsetPosition::Earliest => Ok(listed(Some(state.log_start), None)),
+        // R10: what is committed is known only from the epoch's first offset on.
+        OffsetPosition::Latest if state.high_watermark < epoch_start => {
+            Err(FetchError::OffsetNotAvailable)
+        }
+        OffsetPosition::Latest => Ok(listed(Some(state.high_watermark), None)),
+        OffsetPosition::Timestamp(at) => {
+            let reader = hosted.reader.clone();
+            let up_to = state.high_watermark;
+            match blocking(move || reader.offset_for_timestamp(at, up_to)).await? {
+                Some((offset, timestamp)) => Ok(listed(Some(offset), Some(timestamp))),
+                None => Ok(listed(None, None)),
+            }
+        }
+    }
+}
