@@ -1,1 +1,11 @@
-//! The active controller: liveness and fencing where Raft leads.
+//! The active controller: runs `liveness` where Raft leads, and only there. What it starts by
+//! itself names its term, so that a controller that was replaced without noticing changes nothing.
+
+mod active;
+mod handle;
+
+pub use active::{Prober, start};
+pub use handle::{ControllerHandle, NotActive};
+pub use quorate_liveness::{
+    ConnectionId, Heartbeat, HeartbeatAnswer, LivenessTiming, Probe, ProbeResult,
+};

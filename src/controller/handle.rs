@@ -1,0 +1,94 @@
+//! The door to the controller for the network's edge.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use quorate_liveness::{ConnectionId, Heartbeat, HeartbeatAnswer};
+use quorate_quorum::QuorumHandle;
+use quorate_types::NodeId;
+use tokio::sync::{mpsc, oneshot};
+
+/// Heartbeats and ends of connections that may wait.
+const WAITING: usize = 1_024;
+
+/// This node is not the active controller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("this node is not the active controller")]
+pub struct NotActive {
+    /// Who may be.
+    pub leader: Option<NodeId>,
+}
+
+pub(crate) enum Mail {
+    Heartbeat {
+        connection: ConnectionId,
+        beat: Heartbeat,
+        answer: oneshot::Sender<Option<HeartbeatAnswer>>,
+    },
+    Ended {
+        connection: ConnectionId,
+        reset: bool,
+    },
+}
+
+/// Brings heartbeats to the controller of this node. Cheap to clone.
+#[derive(Clone)]
+pub struct ControllerHandle {
+    mail: mpsc::Sender<Mail>,
+    quorum: QuorumHandle,
+    connections: Arc<AtomicU64>,
+}
+
+impl ControllerHandle {
+    pub(crate) fn new(quorum: QuorumHandle) -> (Self, mpsc::Receiver<Mail>) {
+        let (mail, inbox) = mpsc::channel(WAITING);
+        (
+            Self {
+                mail,
+                quorum,
+                connections: Arc::new(AtomicU64::new(1)),
+            },
+            inbox,
+        )
+    }
+
+    /// Names a new connection that will carry heartbeats.
+    pub fn open_session(&self) -> ConnectionId {
+        ConnectionId(self.connections.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Brings a heartbeat.
+    ///
+    /// # Errors
+    /// [`NotActive`] where this node does not lead.
+    pub async fn heartbeat(
+        &self,
+        connection: ConnectionId,
+        beat: Heartbeat,
+    ) -> Result<HeartbeatAnswer, NotActive> {
+        let (answer, answered) = oneshot::channel();
+        let sent = self
+            .mail
+            .send(Mail::Heartbeat {
+                connection,
+                beat,
+                answer,
+            })
+            .await;
+        if sent.is_ok()
+            && let Ok(Some(answer)) = answered.await
+        {
+            return Ok(answer);
+        }
+        let leadership = self.quorum.leadership();
+        let known = leadership.borrow();
+        Err(NotActive {
+            leader: known.leader.filter(|_| !known.is_self),
+        })
+    }
+
+    /// Tells that a connection has ended, by reset or in good order.
+    pub async fn session_ended(&self, connection: ConnectionId, reset: bool) {
+        let _stopped = self.mail.send(Mail::Ended { connection, reset }).await;
+    }
+}

@@ -1,0 +1,277 @@
+//! Who is fenced, when, and who is not.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quorate_metadata::{Command, Envelope, LogId, MetadataImage, Origin, RegisterBroker};
+use quorate_types::{
+    BootId, DirectoryId, Endpoint, Incarnation, NodeId, RaftIndex, Term, Timestamp,
+};
+
+use crate::{Action, ConnectionId, Heartbeat, Liveness, LivenessTiming, Probe, ProbeResult};
+
+const LIFE: Incarnation = Incarnation {
+    start: 1,
+    random: 1,
+};
+const NODE: NodeId = NodeId::new(1);
+const LINK: ConnectionId = ConnectionId(5);
+
+fn apply(image: &mut MetadataImage, command: Command) {
+    let index = image.applied().index.next();
+    let envelope = Envelope {
+        origin: Origin {
+            node: NodeId::new(9),
+            incarnation: LIFE,
+        },
+        sequence: index.get(),
+        required_term: None,
+        time: Timestamp::from_millis(0),
+        commands: vec![command],
+    };
+    image.apply(
+        &envelope,
+        LogId {
+            term: Term::new(1),
+            index,
+        },
+    );
+}
+
+struct Controller {
+    liveness: Liveness,
+    image: MetadataImage,
+    now: Duration,
+}
+
+impl Controller {
+    fn new() -> Self {
+        let mut image = MetadataImage::new();
+        let endpoint = Endpoint {
+            host: "h".into(),
+            port: 1,
+        };
+        apply(
+            &mut image,
+            Command::RegisterBroker(RegisterBroker {
+                node: NODE,
+                directory: DirectoryId::from_bytes([1; 16]),
+                incarnation: LIFE,
+                boot: BootId::from_bytes([1; 16]),
+                clean_epoch: None,
+                damaged: Vec::new(),
+                client: endpoint.clone(),
+                internal: endpoint,
+                rack: None,
+                min_level: 1,
+                max_level: 1,
+            }),
+        );
+        let now = Duration::from_secs(50);
+        let timing = LivenessTiming::new(Duration::from_secs(3));
+        let liveness = Liveness::new(timing, Arc::new(image.clone()), now);
+        Self {
+            liveness,
+            image,
+            now,
+        }
+    }
+
+    fn active() -> Self {
+        let mut controller = Self::new();
+        let actions = controller.beat(false);
+        let [Action::Probe(probe)] = &actions[..] else {
+            panic!("{actions:?}")
+        };
+        let alive = ProbeResult::Alive {
+            node: NODE,
+            incarnation: LIFE,
+        };
+        let actions = controller.probed(probe, alive);
+        controller.carry_out(&actions);
+        controller
+    }
+
+    fn carry_out(&mut self, actions: &[Action]) {
+        for action in actions {
+            if let Action::Propose { node, command } = action {
+                apply(&mut self.image, command.clone());
+                self.liveness
+                    .take_image(Arc::new(self.image.clone()), self.now);
+                self.liveness.proposed(*node);
+            }
+        }
+    }
+
+    fn beat(&mut self, wants_shutdown: bool) -> Vec<Action> {
+        let mut out = Vec::new();
+        let broker_epoch = self.image.broker(NODE).map(|broker| broker.epoch);
+        let applied = self.image.applied().index;
+        let beat = Heartbeat {
+            node: NODE,
+            incarnation: LIFE,
+            broker_epoch,
+            applied,
+            wants_shutdown,
+            ready: true,
+        };
+        self.liveness.heartbeat(LINK, &beat, self.now, &mut out);
+        out
+    }
+
+    fn probed(&mut self, probe: &Probe, result: ProbeResult) -> Vec<Action> {
+        let mut out = Vec::new();
+        self.liveness.probed(probe, result, self.now, &mut out);
+        out
+    }
+
+    /// Time passes in small steps; gives what it led to.
+    fn pass(&mut self, millis: u64) -> Vec<Action> {
+        let mut out = Vec::new();
+        for _ in 0..millis / 10 {
+            self.now += Duration::from_millis(10);
+            self.liveness.tick(self.now, &mut out);
+        }
+        out
+    }
+}
+
+fn is_fence(action: &Action) -> bool {
+    matches!(
+        action,
+        Action::Propose {
+            command: Command::FenceBroker { .. },
+            ..
+        }
+    )
+}
+
+#[test]
+fn a_broker_is_unfenced_after_it_answered_a_call_back() {
+    let mut controller = Controller::new();
+    let actions = controller.beat(false);
+    let [Action::Probe(probe)] = &actions[..] else {
+        panic!("{actions:?}")
+    };
+    let other = Incarnation {
+        start: 2,
+        random: 2,
+    };
+    let wrong = ProbeResult::Alive {
+        node: NODE,
+        incarnation: other,
+    };
+    assert_eq!(controller.probed(probe, wrong), []);
+    assert_eq!(controller.probed(probe, ProbeResult::Silent), []);
+    controller.beat(false);
+    let right = ProbeResult::Alive {
+        node: NODE,
+        incarnation: LIFE,
+    };
+    let actions = controller.probed(probe, right);
+    let unfence = |action: &Action| {
+        matches!(
+            action,
+            Action::Propose {
+                command: Command::UnfenceBroker { .. },
+                ..
+            }
+        )
+    };
+    assert!(unfence(&actions[0]));
+}
+
+#[test]
+fn silence_fences_only_after_a_whole_session() {
+    let mut controller = Controller::active();
+    assert!(!controller.pass(2_990).iter().any(is_fence));
+    assert!(controller.pass(30).iter().any(is_fence));
+}
+
+#[test]
+fn two_refused_probes_fence_and_a_silent_one_does_not() {
+    let mut controller = Controller::active();
+    controller
+        .liveness
+        .connection_ended(LINK, true, controller.now);
+    let actions = controller.pass(10);
+    let [Action::Probe(probe)] = &actions[..] else {
+        panic!("{actions:?}")
+    };
+    assert_eq!(controller.probed(probe, ProbeResult::Refused), []);
+    assert_eq!(controller.pass(40), []);
+    let again = controller.pass(10);
+    assert_eq!(again.len(), 1);
+    assert!(is_fence(&controller.probed(probe, ProbeResult::Refused)[0]));
+
+    let mut slow = Controller::active();
+    slow.liveness.connection_ended(LINK, true, slow.now);
+    slow.pass(10);
+    assert_eq!(slow.probed(probe, ProbeResult::Silent), []);
+    assert!(!slow.pass(2_900).iter().any(is_fence));
+}
+
+#[test]
+fn a_stream_that_is_back_ends_the_suspicion() {
+    let mut controller = Controller::active();
+    controller
+        .liveness
+        .connection_ended(LINK, true, controller.now);
+    let actions = controller.pass(10);
+    let [Action::Probe(probe)] = &actions[..] else {
+        panic!("{actions:?}")
+    };
+    controller.probed(probe, ProbeResult::Refused);
+    controller.beat(false);
+    assert_eq!(controller.pass(100), []);
+    assert_eq!(controller.probed(probe, ProbeResult::Refused), []);
+}
+
+#[test]
+fn an_orderly_end_of_the_stream_is_not_a_suspicion() {
+    let mut controller = Controller::active();
+    controller
+        .liveness
+        .connection_ended(LINK, false, controller.now);
+    assert_eq!(controller.pass(500), []);
+}
+
+#[test]
+fn a_controller_that_stood_still_fences_nobody_for_it() {
+    let mut controller = Controller::active();
+    controller.now += Duration::from_secs(60);
+    let mut out = Vec::new();
+    controller.liveness.tick(controller.now, &mut out);
+    assert!(!out.iter().any(is_fence));
+    assert!(controller.pass(3_100).iter().any(is_fence));
+}
+
+#[test]
+fn a_shutdown_is_let_go_when_it_is_applied() {
+    let mut controller = Controller::active();
+    let actions = controller.beat(true);
+    let begins = |action: &Action| {
+        matches!(
+            action,
+            Action::Propose {
+                command: Command::BeginControlledShutdown { .. },
+                ..
+            }
+        )
+    };
+    assert!(begins(&actions[0]));
+    controller.carry_out(&actions);
+    let mut out = Vec::new();
+    let beat = Heartbeat {
+        node: NODE,
+        incarnation: LIFE,
+        broker_epoch: controller.image.broker(NODE).map(|broker| broker.epoch),
+        applied: RaftIndex::new(99),
+        wants_shutdown: true,
+        ready: true,
+    };
+    let answer = controller
+        .liveness
+        .heartbeat(LINK, &beat, controller.now, &mut out);
+    assert!(answer.may_stop);
+}
