@@ -1,0 +1,89 @@
+//! `Cluster`: what there is, and what happens.
+
+use std::pin::Pin;
+
+use futures::Stream;
+use quorate_proto::v1;
+use quorate_proto::v1::cluster_server::Cluster;
+use tokio::sync::{broadcast, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::describe;
+use crate::edge::Edge;
+
+#[tonic::async_trait]
+impl Cluster for Edge {
+    async fn describe(
+        &self,
+        request: Request<v1::DescribeClusterRequest>,
+    ) -> Result<Response<v1::DescribeClusterResponse>, Status> {
+        let request = request.into_inner();
+        let image = self.image();
+        let wanted = |name: &str| request.all_topics || request.topics.iter().any(|t| t == name);
+        let topics = image
+            .topics()
+            .values()
+            .filter(|topic| wanted(topic.name.as_str()));
+        let response = v1::DescribeClusterResponse {
+            cluster_id: image
+                .cluster_id()
+                .map(|id| id.to_string())
+                .unwrap_or_default(),
+            controller: self
+                .quorum()
+                .leadership()
+                .borrow()
+                .leader
+                .map(|node| node.get()),
+            brokers: image
+                .brokers()
+                .values()
+                .map(|b| describe::broker(&image, b))
+                .collect(),
+            quorum: Some(describe::quorum(&self.quorum().describe())),
+            applied_index: image.applied().index.to_signed(),
+            topics: topics.map(|topic| describe::topic(&image, topic)).collect(),
+            node_id: self.me().get(),
+        };
+        Ok(Response::new(response))
+    }
+
+    type WatchEventsStream = Pin<Box<dyn Stream<Item = Result<v1::ClusterEvent, Status>> + Send>>;
+
+    async fn watch_events(
+        &self,
+        request: Request<v1::WatchEventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let follow = request.into_inner().follow;
+        // Subscribed before the past is read, so that nothing falls in between.
+        let mut live = self.quorum().subscribe_events();
+        let past = self.quorum().events();
+        let (sender, events) = mpsc::channel(64);
+        // Ends with the past, or when the client stops reading.
+        tokio::spawn(async move {
+            let last = past.last().map(|event| event.index);
+            for event in &past {
+                if sender.send(Ok(describe::event(event))).await.is_err() {
+                    return;
+                }
+            }
+            while follow {
+                let event = match live.recv().await {
+                    Ok(event) if Some(event.index) <= last => continue,
+                    Ok(event) => Ok(describe::event(&event)),
+                    Err(broadcast::error::RecvError::Lagged(missed)) => {
+                        let message = format!("{missed} events were missed: watch again");
+                        Err(Status::data_loss(message))
+                    }
+                    Err(broadcast::error::RecvError::Closed) => return,
+                };
+                let ends = event.is_err();
+                if sender.send(event).await.is_err() || ends {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(events))))
+    }
+}

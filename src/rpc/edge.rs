@@ -1,0 +1,305 @@
+//! What all services share: who leads what, and how to reach them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use quorate_broker::Broker;
+use quorate_metadata::{Command, MetadataImage, Outcome, Registration, Topic};
+use quorate_quorum::{ProposeError, QuorumHandle};
+use quorate_types::{
+    ErrorCode, NodeId, PartitionId, ProducerId, TopicId, TopicName, TopicPartition,
+};
+use quorate_wire::ErrorInfo;
+use tonic::transport::Channel;
+use tonic::{Request, Status};
+
+use crate::channels::Channels;
+use crate::status::to_status;
+
+/// Marks a request that another node has forwarded: it is not forwarded again.
+const FORWARDED: &str = "quorate-forwarded";
+
+/// Producer ids fetched at a time.
+const PRODUCER_IDS: u32 = 1_000;
+
+/// Times and bounds of the edge.
+#[derive(Debug, Clone, Copy)]
+pub struct EdgeConfig {
+    /// A request without a time-out gets this one.
+    pub default_timeout: Duration,
+    /// No request waits longer, whatever it asks for.
+    pub max_timeout: Duration,
+}
+
+impl Default for EdgeConfig {
+    fn default() -> Self {
+        Self {
+            default_timeout: Duration::from_secs(30),
+            max_timeout: Duration::from_secs(300),
+        }
+    }
+}
+
+/// The services for clients, and what they work on. Cheap to clone.
+#[derive(Clone)]
+pub struct Edge {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    me: NodeId,
+    broker: Broker,
+    quorum: QuorumHandle,
+    config: EdgeConfig,
+    forwarding: Channels,
+    sticky: AtomicU32,
+    producer_ids: Mutex<std::ops::Range<u64>>,
+}
+
+/// Where a request goes.
+pub(crate) enum Route {
+    /// This node leads.
+    Here,
+    /// That node leads: forward.
+    There(Channel),
+}
+
+/// A partition as the image has it now.
+pub(crate) struct Located {
+    pub(crate) id: TopicPartition,
+    pub(crate) topic: Topic,
+    pub(crate) registration: Arc<Registration>,
+}
+
+impl Edge {
+    /// The services of node `me`.
+    pub fn new(me: NodeId, broker: Broker, quorum: QuorumHandle, config: EdgeConfig) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                me,
+                broker,
+                quorum,
+                config,
+                forwarding: Channels::default(),
+                sticky: AtomicU32::new(me.get()),
+                producer_ids: Mutex::new(0..0),
+            }),
+        }
+    }
+
+    pub(crate) fn me(&self) -> NodeId {
+        self.shared.me
+    }
+
+    pub(crate) fn broker(&self) -> &Broker {
+        &self.shared.broker
+    }
+
+    pub(crate) fn quorum(&self) -> &QuorumHandle {
+        &self.shared.quorum
+    }
+
+    pub(crate) fn image(&self) -> Arc<MetadataImage> {
+        self.shared.quorum.image()
+    }
+
+    /// The time-out that a request asked for, within bounds.
+    pub(crate) fn timeout(&self, asked_ms: u32) -> Duration {
+        match asked_ms {
+            0 => self.shared.config.default_timeout,
+            asked => Duration::from_millis(asked.into()).min(self.shared.config.max_timeout),
+        }
+    }
+
+    /// A partition for records without a key; moves on with each request.
+    pub(crate) fn sticky_partition(&self, partitions: u32) -> PartitionId {
+        let turn = self.shared.sticky.fetch_add(1, Ordering::Relaxed);
+        PartitionId::new(turn % partitions.max(1))
+    }
+
+    pub(crate) fn topic(&self, name: &str, id: Option<TopicId>) -> Result<Topic, ErrorInfo> {
+        let name = TopicName::new(name)
+            .map_err(|error| ErrorInfo::new(ErrorCode::InvalidTopic, error.to_string()))?;
+        let image = self.image();
+        let Some(topic) = image.topic_by_name(&name) else {
+            let code = match id {
+                Some(_) => ErrorCode::UnknownTopicId,
+                None => ErrorCode::UnknownTopicOrPartition,
+            };
+            return Err(ErrorInfo::new(code, format!("there is no topic {name}")));
+        };
+        match id {
+            Some(id) if id != topic.id => Err(ErrorInfo::new(
+                ErrorCode::InconsistentTopicId,
+                format!("topic {name} has id {}, not {id}", topic.id),
+            )),
+            _ => Ok(topic.clone()),
+        }
+    }
+
+    pub(crate) fn locate(
+        &self,
+        topic: Topic,
+        partition: PartitionId,
+    ) -> Result<Located, ErrorInfo> {
+        let id = TopicPartition::new(topic.id, partition);
+        match self.image().partition(&id) {
+            Some(registration) => Ok(Located {
+                id,
+                registration: Arc::clone(registration),
+                topic,
+            }),
+            None => Err(ErrorInfo::new(
+                ErrorCode::UnknownTopicOrPartition,
+                format!(
+                    "topic {} has {} partitions, no {partition}",
+                    topic.name, topic.partitions
+                ),
+            )),
+        }
+    }
+
+    /// Reads a partition number.
+    pub(crate) fn partition(number: i32) -> Result<PartitionId, ErrorInfo> {
+        PartitionId::from_signed(number)
+            .map_err(|error| ErrorInfo::new(ErrorCode::InvalidRequest, error.to_string()))
+    }
+
+    /// Where a request about a partition goes; one hop only.
+    pub(crate) fn route(&self, located: &Located, forwarded: bool) -> Result<Route, ErrorInfo> {
+        let Some(leader) = located.registration.leader else {
+            let topic = &located.topic.name;
+            let message = format!(
+                "no in-sync replica of {topic}-{} lives",
+                located.id.partition
+            );
+            return Err(ErrorInfo::new(ErrorCode::LeaderNotAvailable, message));
+        };
+        if leader == self.me() {
+            return Ok(Route::Here);
+        }
+        let not_here = || self.not_leader(located);
+        let internal = self
+            .image()
+            .broker(leader)
+            .map(|broker| broker.internal.clone());
+        match internal {
+            Some(at) if !forwarded => self
+                .shared
+                .forwarding
+                .to(&at)
+                .map(Route::There)
+                .map_err(|_| not_here()),
+            _ => Err(not_here()),
+        }
+    }
+
+    /// "Not here", with who leads as far as this node knows.
+    pub(crate) fn not_leader(&self, located: &Located) -> ErrorInfo {
+        let message = format!("node {} does not lead the partition", self.me());
+        self.name_leader(
+            ErrorInfo::new(ErrorCode::NotLeaderOrFollower, message),
+            &located.id,
+        )
+    }
+
+    /// Adds who leads to an error.
+    pub(crate) fn name_leader(&self, error: ErrorInfo, id: &TopicPartition) -> ErrorInfo {
+        let image = self.image();
+        let known = image.partition(id).and_then(|registration| {
+            let leader = image.broker(registration.leader?)?;
+            Some((
+                leader.node,
+                leader.client.clone(),
+                registration.leader_epoch,
+            ))
+        });
+        match known {
+            Some((node, at, epoch)) => error.with_leader(node, &at, epoch),
+            None => error,
+        }
+    }
+
+    /// Proposes one command; a refusal is an error.
+    pub(crate) async fn propose(
+        &self,
+        command: Command,
+        within: Duration,
+    ) -> Result<Outcome, ErrorInfo> {
+        let outcomes = self
+            .quorum()
+            .propose(vec![command], within)
+            .await
+            .map_err(undecided)?;
+        match outcomes.into_iter().next() {
+            Some(Outcome::Refused(refusal)) => Err(ErrorInfo::new(refusal.code, refusal.message)),
+            Some(outcome) => Ok(outcome),
+            None => Err(ErrorInfo::new(
+                ErrorCode::UnknownServerError,
+                "an empty answer",
+            )),
+        }
+    }
+
+    /// A producer id that no one else has.
+    pub(crate) async fn producer_id(&self) -> Result<ProducerId, ErrorInfo> {
+        if let Some(id) = self.shared.producer_ids.lock().next() {
+            return Ok(ProducerId::new(id));
+        }
+        let command = Command::AllocateProducerIds {
+            count: PRODUCER_IDS,
+        };
+        match self
+            .propose(command, self.shared.config.default_timeout)
+            .await?
+        {
+            Outcome::ProducerIds { first, count } => {
+                let mut block = first.get()..first.get() + u64::from(count);
+                let id = block.next().unwrap_or(first.get());
+                *self.shared.producer_ids.lock() = block;
+                Ok(ProducerId::new(id))
+            }
+            other => {
+                let message = format!("unexpected outcome {other:?}");
+                Err(ErrorInfo::new(ErrorCode::UnknownServerError, message))
+            }
+        }
+    }
+}
+
+fn undecided(error: ProposeError) -> ErrorInfo {
+    let message = format!("the metadata quorum did not decide: {error}");
+    ErrorInfo::new(ErrorCode::RequestTimedOut, message)
+}
+
+/// Whether another node has forwarded the request.
+pub(crate) fn is_forwarded<T>(request: &Request<T>) -> bool {
+    request.metadata().contains_key(FORWARDED)
+}
+
+/// A request to forward, marked so.
+pub(crate) fn forward<T>(message: T, within: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request
+        .metadata_mut()
+        .insert(FORWARDED, tonic::metadata::MetadataValue::from_static("1"));
+    request.set_timeout(within);
+    request
+}
+
+/// The error of a forwarded call: the leader's own where it answered, else that it cannot be
+/// reached. `sent` tells whether it may have been carried out all the same.
+pub(crate) fn forward_failed(status: Status, sent: bool) -> Status {
+    if crate::status::from_status(&status).is_some() {
+        return status;
+    }
+    let message = format!("the leader did not answer: {}", status.message());
+    let code = if sent {
+        ErrorCode::RequestTimedOut
+    } else {
+        ErrorCode::LeaderNotAvailable
+    };
+    to_status(&ErrorInfo::new(code, message))
+}

@@ -1,0 +1,57 @@
+//! Fields.
+
+use quorate_proto::v1;
+use quorate_types::{Acks, Endpoint, TopicId};
+
+/// A field that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// An id is not 16 bytes long.
+    #[error("{0} must be 16 bytes long")]
+    Id(&'static str),
+    /// A number is outside of its range.
+    #[error("{0} is out of range")]
+    Range(&'static str),
+    /// Something is missing.
+    #[error("{0} is missing")]
+    Missing(&'static str),
+}
+
+/// Reads a topic id.
+///
+/// # Errors
+/// [`WireError::Id`].
+pub fn topic_id(bytes: &[u8]) -> Result<TopicId, WireError> {
+    TopicId::from_slice(bytes).ok_or(WireError::Id("topic_id"))
+}
+
+/// Reads the acks of a request.
+///
+/// # Errors
+/// [`WireError::Range`] for a number that means nothing.
+pub fn acks(number: i32) -> Result<Acks, WireError> {
+    match v1::Acks::try_from(number) {
+        Ok(v1::Acks::All) => Ok(Acks::All),
+        Ok(v1::Acks::Leader) => Ok(Acks::Leader),
+        Ok(v1::Acks::None) => Ok(Acks::None),
+        Err(_) => Err(WireError::Range("acks")),
+    }
+}
+
+/// The acks as the protocol has them.
+pub fn acks_to_proto(acks: Acks) -> i32 {
+    match acks {
+        Acks::All => v1::Acks::All,
+        Acks::Leader => v1::Acks::Leader,
+        Acks::None => v1::Acks::None,
+    }
+    .into()
+}
+
+/// An endpoint as the protocol has it.
+pub fn endpoint_to_proto(endpoint: &Endpoint) -> v1::Endpoint {
+    v1::Endpoint {
+        host: endpoint.host.clone(),
+        port: u32::from(endpoint.port),
+    }
+}
