@@ -1,0 +1,237 @@
+//! The Raft log's bytes in sled, and what makes them durable.
+//!
+//! sled's `flush` on Linux only starts the write-back, so a second handle on its file is synced
+//! after each flush that something relies on, and once when the store is opened. Values are kept
+//! in pieces so small that a sled page stays below the size where sled moves it to a file of its
+//! own, which it never syncs.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::codec::{self, decode_entry};
+use crate::ids::{Entry, RaftLogId, Vote};
+
+const SEGMENT: usize = 2 << 20;
+/// A page has 16 values at most before it is split; sled's limit for a page is SEGMENT / 4.
+const PIECE: usize = 16 << 10;
+const CACHE: u64 = 4 << 20;
+const PURGE_STEP: usize = 1024;
+
+const VOTE: &[u8] = b"vote";
+const COMMITTED: &[u8] = b"committed";
+const PURGED: &[u8] = b"purged";
+
+pub(crate) struct Disk {
+    db: sled::Db,
+    log: sled::Tree,
+    marks: sled::Tree,
+    file: File,
+}
+
+/// What was found when the store was opened.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) vote: Option<Vote>,
+    pub(crate) committed: Option<RaftLogId>,
+    pub(crate) purged: Option<RaftLogId>,
+    pub(crate) last: Option<RaftLogId>,
+}
+
+fn other(error: sled::Error) -> io::Error {
+    match error {
+        sled::Error::Io(error) => error,
+        error => io::Error::other(error),
+    }
+}
+
+fn damaged(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+fn key(index: u64, piece: u16) -> [u8; 10] {
+    let mut key = [0; 10];
+    key[..8].copy_from_slice(&index.to_be_bytes());
+    key[8..].copy_from_slice(&piece.to_be_bytes());
+    key
+}
+
+fn index_of(key: &[u8]) -> io::Result<u64> {
+    let bytes = key.first_chunk::<8>().filter(|_| key.len() == 10);
+    bytes
+        .map(|bytes| u64::from_be_bytes(*bytes))
+        .ok_or_else(|| damaged(format!("the Raft log has a key of {} bytes", key.len())))
+}
+
+impl Disk {
+    /// Opens or makes the store, brings all that it read to the disk and checks that the log has
+    /// no hole.
+    pub(crate) fn open(path: &Path) -> io::Result<(Arc<Self>, Found)> {
+        std::fs::create_dir_all(path)?;
+        let db = sled::Config::new()
+            .path(path)
+            .flush_every_ms(None)
+            .cache_capacity(CACHE)
+            .segment_size(SEGMENT)
+            .open()
+            .map_err(other)?;
+        let log = db.open_tree("log").map_err(other)?;
+        let marks = db.open_tree("marks").map_err(other)?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(path.join("db"))?;
+        let disk = Self {
+            db,
+            log,
+            marks,
+            file,
+        };
+        disk.sync()?;
+        File::open(path)?.sync_all()?;
+        if let Some(parent) = path.parent().filter(|parent| parent.is_dir()) {
+            File::open(parent)?.sync_all()?;
+        }
+        let found = disk.find()?;
+        Ok((Arc::new(disk), found))
+    }
+
+    fn mark<T: serde::de::DeserializeOwned>(&self, name: &[u8]) -> io::Result<Option<T>> {
+        let bytes = self.marks.get(name).map_err(other)?;
+        bytes.map(|bytes| codec::from_json(&bytes)).transpose()
+    }
+
+    fn find(&self) -> io::Result<Found> {
+        let purged: Option<RaftLogId> = self.mark(PURGED)?;
+        if let Some(purged) = purged {
+            // The marker is written first: what is left below it is the rest of a purge.
+            self.remove_up_to(purged.index)?;
+        }
+        let mut last = None;
+        let mut expected = purged.map(|purged| purged.index + 1);
+        for pair in self.log.iter().keys() {
+            let index = index_of(&pair.map_err(other)?)?;
+            if last == Some(index) {
+                continue;
+            }
+            if expected.is_some_and(|expected| expected != index) {
+                return Err(damaged(format!(
+                    "the Raft log has a hole: entry {index} follows {last:?}, purged {purged:?}"
+                )));
+            }
+            last = Some(index);
+            expected = Some(index + 1);
+        }
+        let last = match last {
+            Some(index) => self
+                .read(index, index + 1, usize::MAX)?
+                .last()
+                .map(|e| e.log_id),
+            None => purged,
+        };
+        Ok(Found {
+            vote: self.mark(VOTE)?,
+            committed: self.mark(COMMITTED)?,
+            purged,
+            last,
+        })
+    }
+
+    /// Entries from `from` (at most up to `end`, exclusive), until `max_bytes` are reached; at
+    /// least one if there is any.
+    pub(crate) fn read(&self, from: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        let mut current: Option<(u64, Vec<u8>)> = None;
+        for pair in self.log.range(key(from, 0)..key(end, 0)) {
+            let (found, value) = pair.map_err(other)?;
+            let index = index_of(&found)?;
+            match &mut current {
+                Some((at, piece)) if *at == index => piece.extend_from_slice(&value),
+                _ => {
+                    if let Some((_, whole)) = current.take() {
+                        entries.push(decode_entry(Bytes::from(whole))?);
+                    }
+                    if bytes >= max_bytes {
+                        return Ok(entries);
+                    }
+                    current = Some((index, value.to_vec()));
+                }
+            }
+            bytes += value.len();
+        }
+        if let Some((_, whole)) = current {
+            entries.push(decode_entry(Bytes::from(whole))?);
+        }
+        Ok(entries)
+    }
+
+    /// Adds entries, all or none of them. Not durable before [`Self::sync`].
+    pub(crate) fn append(&self, entries: &[Entry]) -> io::Result<()> {
+        let mut batch = sled::Batch::default();
+        for entry in entries {
+            let bytes = codec::encode_entry(entry);
+            for (number, piece) in bytes.chunks(PIECE).enumerate() {
+                let number = u16::try_from(number)
+                    .map_err(|_| damaged(format!("an entry of {} bytes", bytes.len())))?;
+                batch.insert(&key(entry.log_id.index, number), piece);
+            }
+        }
+        self.log.apply_batch(batch).map_err(other)
+    }
+
+    pub(crate) fn set_vote(&self, vote: &Vote) -> io::Result<()> {
+        self.set_mark(VOTE, codec::to_json(vote))
+    }
+
+    pub(crate) fn set_committed(&self, committed: &Option<RaftLogId>) -> io::Result<()> {
+        match committed {
+            Some(committed) => self.set_mark(COMMITTED, codec::to_json(committed)),
+            None => self.marks.remove(COMMITTED).map(drop).map_err(other),
+        }
+    }
+
+    fn set_mark(&self, name: &[u8], value: Vec<u8>) -> io::Result<()> {
+        self.marks.insert(name, value).map(drop).map_err(other)
+    }
+
+    /// Takes away every entry from index `from` on, all or none of them.
+    pub(crate) fn truncate(&self, from: u64) -> io::Result<()> {
+        let mut batch = sled::Batch::default();
+        for pair in self.log.range(key(from, 0)..).keys() {
+            batch.remove(pair.map_err(other)?);
+        }
+        self.log.apply_batch(batch).map_err(other)
+    }
+
+    /// Takes away every entry up to `purged`, after the marker that says so is durable.
+    pub(crate) fn purge(&self, purged: &RaftLogId) -> io::Result<()> {
+        self.set_mark(PURGED, codec::to_json(purged))?;
+        self.sync()?;
+        self.remove_up_to(purged.index)
+    }
+
+    fn remove_up_to(&self, index: u64) -> io::Result<()> {
+        loop {
+            let mut batch = sled::Batch::default();
+            let mut found = 0;
+            for pair in self.log.range(..key(index + 1, 0)).keys().take(PURGE_STEP) {
+                batch.remove(pair.map_err(other)?);
+                found += 1;
+            }
+            if found == 0 {
+                return Ok(());
+            }
+            self.log.apply_batch(batch).map_err(other)?;
+        }
+    }
+
+    /// On return, everything written before the call is on the disk.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        self.db.flush().map_err(other)?;
+        self.file.sync_data()
+    }
+}

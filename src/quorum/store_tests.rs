@@ -1,0 +1,212 @@
+//! The log and the state machine against openraft's own suite, and what a restart finds.
+
+use std::collections::BTreeSet;
+
+use openraft::StorageError;
+use openraft::storage::RaftStateMachine;
+use openraft::storage::{IOFlushed, RaftLogStorage};
+use openraft::testing::log::{StoreBuilder, Suite};
+use openraft::testing::{blank_ent, log_id};
+use openraft::{EntryPayload, RaftLogReader, RaftSnapshotBuilder};
+use tempfile::TempDir;
+
+use crate::ids::{Entry, Proposal, RaftId, RaftLogId, TypeConfig, Vote};
+use crate::log_store::{LogCloser, LogStore};
+use crate::snapshots::Snapshots;
+use crate::state_machine::StateMachine;
+
+struct Builder;
+
+impl StoreBuilder<TypeConfig, LogStore, StateMachine, (LogCloser, TempDir)> for Builder {
+    async fn build(
+        &self,
+    ) -> Result<((LogCloser, TempDir), LogStore, StateMachine), StorageError<TypeConfig>> {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, closer) = LogStore::open(&dir.path().join("log")).unwrap();
+        let snapshots = Snapshots::open(dir.path().join("snapshots")).unwrap();
+        let (machine, _view) = StateMachine::open(snapshots).unwrap();
+        Ok(((closer, dir), log, machine))
+    }
+}
+
+#[tokio::test]
+async fn the_stores_pass_openrafts_suite() {
+    Suite::test_all(Builder).await.unwrap();
+}
+
+pub(crate) fn entry(index: u64, size: usize) -> Entry {
+    let mut entry = blank_ent::<TypeConfig>(1, RaftId::from(1), index);
+    entry.payload = EntryPayload::Normal(Proposal(vec![index as u8; size].into()));
+    entry
+}
+
+fn at(index: u64) -> RaftLogId {
+    log_id::<TypeConfig>(1, RaftId::from(1), index)
+}
+
+pub(crate) async fn append(log: &mut LogStore, entries: impl IntoIterator<Item = Entry>) {
+    let (done, result) = openraft_oneshot();
+    let entries: Vec<Entry> = entries.into_iter().collect();
+    let expected = entries.clone();
+    log.append(entries, IOFlushed::signal(done)).await.unwrap();
+    let first = expected[0].log_id.index;
+    let end = first + expected.len() as u64;
+    assert_eq!(
+        log.try_get_log_entries(first..end).await.unwrap(),
+        expected,
+        "readable at once"
+    );
+    result.await.unwrap().unwrap();
+}
+
+type Flushed = Result<(), std::io::Error>;
+
+fn openraft_oneshot() -> (
+    openraft::alias::OneshotSenderOf<TypeConfig, Flushed>,
+    openraft::alias::OneshotReceiverOf<TypeConfig, Flushed>,
+) {
+    use openraft::type_config::TypeConfigExt;
+    TypeConfig::oneshot()
+}
+
+async fn reopen(log: LogStore, closer: LogCloser, dir: &TempDir) -> (LogStore, LogCloser) {
+    close(log, closer).await;
+    LogStore::open(dir.path()).unwrap()
+}
+
+pub(crate) async fn close(log: LogStore, closer: LogCloser) {
+    drop(log);
+    while !closer.is_closed() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_reopened_log_has_its_vote_its_entries_and_its_purge() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, closer) = LogStore::open(dir.path()).unwrap();
+    assert!(log.is_pristine());
+    let vote = Vote::new_committed(4, RaftId::from(2));
+    log.save_vote(&vote).await.unwrap();
+    append(&mut log, (0..300).map(|i| entry(i, 40))).await;
+    log.save_committed(Some(at(250))).await.unwrap();
+    log.purge(at(99)).await.unwrap();
+    log.truncate_after(Some(at(279))).await.unwrap();
+
+    let (mut log, closer) = reopen(log, closer, &dir).await;
+    assert!(!log.is_pristine());
+    assert_eq!(log.read_vote().await.unwrap(), Some(vote));
+    assert_eq!(log.read_committed().await.unwrap(), Some(at(250)));
+    let state = log.get_log_state().await.unwrap();
+    assert_eq!(state.last_purged_log_id, Some(at(99)));
+    assert_eq!(state.last_log_id, Some(at(279)));
+    let expected: Vec<Entry> = (100..280).map(|i| entry(i, 40)).collect();
+    assert_eq!(log.try_get_log_entries(..).await.unwrap(), expected);
+
+    // Beyond the end, as after a snapshot from the leader.
+    log.purge(at(400)).await.unwrap();
+    let (mut log, closer) = reopen(log, closer, &dir).await;
+    assert_eq!(
+        log.get_log_state().await.unwrap().last_log_id,
+        Some(at(400))
+    );
+    append(&mut log, [entry(401, 1)]).await;
+    assert_eq!(log.try_get_log_entries(..).await.unwrap(), [entry(401, 1)]);
+    close(log, closer).await;
+}
+
+#[tokio::test]
+async fn large_entries_are_whole_and_reading_is_limited_but_never_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, closer) = LogStore::open(dir.path()).unwrap();
+    // More than the cache holds, so that most comes from the disk.
+    for index in 0..20 {
+        append(&mut log, [entry(index, 900_000)]).await;
+    }
+    for from in 0..20 {
+        let some = log.limited_get_log_entries(from, 20).await.unwrap();
+        assert!(
+            (1..=2).contains(&some.len()),
+            "{} entries from {from}",
+            some.len()
+        );
+        assert_eq!(some[0], entry(from, 900_000));
+    }
+    let (mut log, closer) = reopen(log, closer, &dir).await;
+    assert_eq!(log.try_get_log_entries(0..20).await.unwrap().len(), 20);
+    assert!(log.try_get_log_entries(20..30).await.unwrap().is_empty());
+    let blobs = std::fs::read_dir(dir.path().join("blobs")).map_or(0, Iterator::count);
+    assert_eq!(blobs, 0, "sled does not sync its blob files");
+    close(log, closer).await;
+}
+
+#[tokio::test]
+async fn what_was_truncated_does_not_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, closer) = LogStore::open(dir.path()).unwrap();
+    append(&mut log, (0..10).map(|i| entry(i, 100_000))).await;
+    log.truncate_after(Some(at(4))).await.unwrap();
+    append(&mut log, [entry(5, 1)]).await;
+    let (mut log, closer) = reopen(log, closer, &dir).await;
+    let indexes: BTreeSet<u64> = log
+        .try_get_log_entries(..)
+        .await
+        .unwrap()
+        .iter()
+        .map(|e| e.log_id.index)
+        .collect();
+    assert_eq!(indexes, (0..6).collect());
+    assert_eq!(log.try_get_log_entries(5..6).await.unwrap(), [entry(5, 1)]);
+    log.truncate_after(None).await.unwrap();
+    let (log, closer) = reopen(log, closer, &dir).await;
+    assert!(log.is_pristine());
+    close(log, closer).await;
+}
+
+#[tokio::test]
+async fn a_state_machine_begins_with_its_newest_whole_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || StateMachine::open(Snapshots::open(dir.path().to_owned()).unwrap()).unwrap();
+    let (mut machine, view) = open();
+    let entries = (0..5).map(|i| Ok((blank_ent::<TypeConfig>(1, RaftId::from(1), i), None)));
+    machine.apply(futures::stream::iter(entries)).await.unwrap();
+    assert_eq!(view.image().applied().index.get(), 4);
+    machine
+        .get_snapshot_builder()
+        .await
+        .build_snapshot()
+        .await
+        .unwrap();
+    let (mut again, view) = open();
+    assert_eq!(again.applied(), Some(at(4)));
+    assert_eq!(view.image().applied().index.get(), 4);
+
+    let entries = (5..7).map(|i| Ok((blank_ent::<TypeConfig>(1, RaftId::from(1), i), None)));
+    again.apply(futures::stream::iter(entries)).await.unwrap();
+    again
+        .get_snapshot_builder()
+        .await
+        .build_snapshot()
+        .await
+        .unwrap();
+    for file in std::fs::read_dir(dir.path()).unwrap() {
+        let path = file.unwrap().path();
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    }
+    assert_eq!(open().0.applied(), None);
+}
+
+#[tokio::test]
+async fn an_entry_that_cannot_be_read_stops_the_state_machine() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshots = Snapshots::open(dir.path().to_owned()).unwrap();
+    let (mut machine, _view) = StateMachine::open(snapshots).unwrap();
+    let unknown = entry(0, 3);
+    assert!(
+        machine
+            .apply(futures::stream::iter([Ok((unknown, None))]))
+            .await
+            .is_err()
+    );
+}
