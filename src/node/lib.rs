@@ -1,1 +1,14 @@
-//! Puts a node together and takes it down in order.
+//! Puts a node together and takes it down in order: the one place where everything meets.
+//!
+//! Order of start: the directory and its lock, both listeners, the quorum, the logs, the
+//! controller, the services; then it registers. Order of stop: what it leads moves away, the
+//! quorum is handed over, clients are let go, the logs are closed, the clean mark is written.
+
+mod error;
+mod node;
+mod serve;
+#[cfg(test)]
+mod tests;
+
+pub use error::NodeError;
+pub use node::Node;

@@ -1,0 +1,300 @@
+//! A running node.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quorate_broker::{Broker, BrokerConfig, LifecycleConfig, ShutdownOutcome};
+use quorate_config::NodeSettings;
+use quorate_controller::LivenessTiming;
+use quorate_log::DataDirectory;
+use quorate_quorum::{Quorum, QuorumConfig, QuorumHandle};
+use quorate_replication::Timing;
+use quorate_rpc::{
+    ControlLink, ControllerService, Edge, EdgeConfig, Identity, ReplicationLink,
+    ReplicationService, TcpProber,
+};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::error::NodeError;
+use crate::serve::{Internal, listen, serve_clients, serve_nodes};
+
+/// How long open calls may take to end when a server stops.
+const LAST_CALLS: Duration = Duration::from_secs(1);
+
+/// A running node. [`Node::run`] ends it.
+pub struct Node {
+    settings: NodeSettings,
+    directory: Arc<DataDirectory>,
+    quorum: Quorum,
+    broker: Broker,
+    client_address: SocketAddr,
+    clients: Part,
+    internal: Part,
+    controller: JoinHandle<()>,
+    cluster_id: JoinHandle<()>,
+    cancel: CancellationToken,
+}
+
+/// A server with its own end.
+struct Part {
+    task: JoinHandle<Result<(), tonic::transport::Error>>,
+    cancel: CancellationToken,
+}
+
+impl Part {
+    /// Takes no more calls; those that are open have a moment, streams without end are cut.
+    async fn stop(mut self) {
+        self.cancel.cancel();
+        if timeout(LAST_CALLS, &mut self.task).await.is_err() {
+            self.task.abort();
+        }
+    }
+}
+
+impl Node {
+    /// Starts a node; it registers with the cluster by itself as soon as there is one.
+    ///
+    /// # Errors
+    /// [`NodeError`], naming what cannot be used.
+    pub async fn start(settings: NodeSettings) -> Result<Self, NodeError> {
+        let (root, node, delay) = (
+            settings.data_dir.clone(),
+            settings.node_id,
+            settings.test_sync_delay,
+        );
+        let opened =
+            tokio::task::spawn_blocking(move || DataDirectory::open(&root, node, delay)).await;
+        let died = |reason: String| NodeError::Died {
+            part: "opening the directory",
+            reason,
+        };
+        let directory = Arc::new(opened.map_err(|panicked| died(panicked.to_string()))??);
+        let clients = listen("--listen", &settings.listen).await?;
+        let nodes = listen("--internal-listen", &settings.internal_listen).await?;
+        let client_address = clients.local_addr().map_err(|source| NodeError::Listen {
+            setting: "--listen",
+            address: settings.listen.clone(),
+            source,
+        })?;
+        let cancel = CancellationToken::new();
+        let quorum =
+            Quorum::start(quorum_config(&settings, &directory), cancel.child_token()).await?;
+        let handle = quorum.handle.clone();
+        let timing = LivenessTiming::new(settings.broker_session_timeout);
+        let (controller, controller_task) = quorate_controller::start(
+            handle.clone(),
+            Arc::new(TcpProber),
+            timing,
+            cancel.child_token(),
+        );
+        let me = Identity {
+            node: settings.node_id,
+            incarnation: directory.incarnation(),
+        };
+        let broker = Broker::start(
+            broker_config(&settings),
+            Arc::clone(&directory),
+            handle.clone(),
+            Arc::new(ReplicationLink::new(me, handle.clone())),
+            Arc::new(ControlLink::default()),
+        )
+        .await?;
+        let edge = Edge::new(
+            settings.node_id,
+            broker.clone(),
+            handle.clone(),
+            EdgeConfig::default(),
+        );
+        let services = Internal {
+            raft: quorum.service.clone(),
+            controller: ControllerService::new(controller),
+            replication: ReplicationService::new(me, broker.clone(), handle.clone()),
+            edge: edge.clone(),
+        };
+        let internal_cancel = CancellationToken::new();
+        let internal = Part {
+            task: tokio::spawn(serve_nodes(nodes, services, internal_cancel.clone())),
+            cancel: internal_cancel,
+        };
+        let asked = broker.clone();
+        let readiness = Arc::new(move || asked.ready());
+        let clients_cancel = CancellationToken::new();
+        let clients = Part {
+            task: tokio::spawn(serve_clients(
+                clients,
+                edge,
+                readiness,
+                clients_cancel.clone(),
+            )),
+            cancel: clients_cancel,
+        };
+        info!(node = %settings.node_id, clients = %client_address, "node started");
+        let cluster_id = tokio::spawn(keep_cluster_id(
+            handle,
+            Arc::clone(&directory),
+            cancel.child_token(),
+        ));
+        Ok(Self {
+            settings,
+            directory,
+            quorum,
+            broker,
+            client_address,
+            clients,
+            internal,
+            controller: controller_task,
+            cluster_id,
+            cancel,
+        })
+    }
+
+    /// Where it listens for clients.
+    pub fn client_address(&self) -> SocketAddr {
+        self.client_address
+    }
+
+    /// Whether it takes part in the cluster.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub fn ready(&self) -> Result<(), String> {
+        self.broker.ready()
+    }
+
+    /// Runs until `stop`, then shuts down in order; ends earlier, with an error, when a part of the
+    /// node dies.
+    ///
+    /// # Errors
+    /// [`NodeError::Died`].
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), NodeError> {
+        let died = tokio::select! {
+            () = stop.cancelled() => None,
+            died = self.death() => Some(died),
+        };
+        match died {
+            None => {
+                self.shut_down().await;
+                Ok(())
+            }
+            // What is broken is not asked to end well: the next start recovers.
+            Some(died) => {
+                error!(error = %died, "the node stops");
+                Err(died)
+            }
+        }
+    }
+
+    /// Returns when an essential part has ended by itself.
+    async fn death(&mut self) -> NodeError {
+        let mut failure = self.quorum.handle.failure();
+        let died = |part, reason: String| NodeError::Died { part, reason };
+        let ended = |ended: Result<Result<(), tonic::transport::Error>, tokio::task::JoinError>| {
+            match ended {
+                Ok(Ok(())) => "it ended".to_owned(),
+                Ok(Err(error)) => error.to_string(),
+                Err(panicked) => panicked.to_string(),
+            }
+        };
+        tokio::select! {
+            reason = failure.wait_for(Option::is_some) => {
+                let reason = reason.ok().and_then(|reason| reason.clone());
+                died("the metadata quorum", reason.unwrap_or_default())
+            }
+            () = self.broker.died() => died("the partitions' thread", "see the log".to_owned()),
+            result = &mut self.clients.task => died("the clients' server", ended(result)),
+            result = &mut self.internal.task => died("the nodes' server", ended(result)),
+            result = &mut self.controller => {
+                died("the controller", result.err().map_or_else(String::new, |e| e.to_string()))
+            }
+        }
+    }
+
+    async fn shut_down(self) {
+        let within = self.settings.shutdown_timeout;
+        info!("shutting down: leaderships move away");
+        if self.broker.controlled_shutdown(within).await == ShutdownOutcome::TimedOut {
+            warn!(
+                ?within,
+                "the controller did not let this node go in time; stopping all the same"
+            );
+        }
+        self.quorum.handle.hand_over().await;
+        self.clients.stop().await;
+        if let Some(epoch) = self.broker.stop().await {
+            // After the last flush: the next start finds everything where it was.
+            if let Err(error) = self.directory.write_clean(epoch) {
+                error!(%error, "the clean-shutdown mark could not be written");
+            }
+        }
+        self.cancel.cancel();
+        let _ended = self.cluster_id.await;
+        self.quorum.shutdown().await;
+        self.internal.stop().await;
+        info!("stopped");
+    }
+}
+
+fn quorum_config(settings: &NodeSettings, directory: &DataDirectory) -> QuorumConfig {
+    QuorumConfig {
+        node: settings.node_id,
+        directory: directory.directory_id(),
+        incarnation: directory.incarnation(),
+        cluster_id: directory.cluster_id(),
+        path: settings.data_dir.join("metadata"),
+        controllers: settings.controllers.clone(),
+        advertise: settings.internal_advertise.clone(),
+        heartbeat: settings.raft_heartbeat,
+        election_min: settings.raft_election_min,
+        election_max: settings.raft_election_max,
+        snapshot_every: settings.snapshot_every_entries,
+        snapshot_keep: settings.snapshot_keep_entries,
+    }
+}
+
+fn broker_config(settings: &NodeSettings) -> BrokerConfig {
+    BrokerConfig {
+        node: settings.node_id,
+        timing: Timing {
+            replica_lag_time_max: settings.replica_lag_time_max,
+            session_timeout: settings.broker_session_timeout,
+            heartbeat_interval: settings.heartbeat_interval,
+            ..Timing::default()
+        },
+        lifecycle: LifecycleConfig {
+            heartbeat_interval: settings.heartbeat_interval,
+            session_timeout: settings.broker_session_timeout,
+            controllers: settings.controllers.clone(),
+        },
+        client: settings.advertise.clone(),
+        internal: settings.internal_advertise.clone(),
+        delete_grace: settings.delete_grace,
+        rack: settings.rack.clone(),
+        produce_bytes: settings.produce_bytes,
+    }
+}
+
+/// Notes the cluster's id in the directory once the metadata names it.
+async fn keep_cluster_id(
+    quorum: QuorumHandle,
+    directory: Arc<DataDirectory>,
+    cancel: CancellationToken,
+) {
+    let mut images = quorum.images();
+    let named = async {
+        let image = images.wait_for(|image| image.cluster_id().is_some()).await;
+        image.ok().and_then(|image| image.cluster_id())
+    };
+    let Some(Some(id)) = cancel.run_until_cancelled(named).await else {
+        return;
+    };
+    let noted = tokio::task::spawn_blocking(move || directory.set_cluster_id(id)).await;
+    match noted {
+        Ok(Ok(())) => info!(cluster = %id, "member of the cluster"),
+        Ok(Err(error)) => error!(%error, "the cluster's id could not be kept"),
+        Err(error) => error!(%error, "keeping the cluster's id failed"),
+    }
+}

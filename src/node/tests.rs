@@ -1,0 +1,251 @@
+//! Three nodes in one process: records go in at one, come out at another, and survive all of them.
+
+use std::path::Path;
+use std::time::Duration;
+
+use quorate_config::NodeSettings;
+use quorate_proto::v1;
+use quorate_proto::v1::admin_client::AdminClient;
+use quorate_proto::v1::consumer_client::ConsumerClient;
+use quorate_proto::v1::producer_client::ProducerClient;
+use quorate_record::Batch;
+use quorate_types::{Endpoint, NodeId};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Node, NodeError};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+struct Running {
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), NodeError>>,
+}
+
+/// Ports that the kernel has just given, each node on an address of its own.
+fn plan(count: u32) -> Vec<(NodeId, Endpoint, Endpoint)> {
+    let free = |host: &str| {
+        let listener = std::net::TcpListener::bind((host, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        (
+            listener,
+            Endpoint {
+                host: host.to_owned(),
+                port,
+            },
+        )
+    };
+    (1..=count)
+        .map(|id| {
+            let host = format!("127.0.0.{}", 20 + id);
+            let (_held, client) = free(&host);
+            let (_too, internal) = free(&host);
+            (NodeId::new(id), client, internal)
+        })
+        .collect()
+}
+
+async fn start(plan: &[(NodeId, Endpoint, Endpoint)], root: &Path) -> Vec<Running> {
+    let controllers: Vec<_> = plan
+        .iter()
+        .map(|(id, _, internal)| (*id, internal.clone()))
+        .collect();
+    let mut running = Vec::new();
+    for (id, client, internal) in plan {
+        let settings = NodeSettings {
+            snapshot_every_entries: 100,
+            snapshot_keep_entries: 10,
+            ..NodeSettings::new(
+                *id,
+                root.join(id.to_string()),
+                controllers.clone(),
+                client.clone(),
+                internal.clone(),
+            )
+        };
+        let node = Node::start(settings).await.unwrap();
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(node.run(stop.clone()));
+        running.push(Running { stop, task });
+    }
+    running
+}
+
+async fn stop(running: Vec<Running>) {
+    for node in &running {
+        node.stop.cancel();
+    }
+    for node in running {
+        node.task.await.unwrap().unwrap();
+    }
+}
+
+/// Tries until it succeeds; the last error is told when time is up.
+async fn eventually<T, F>(what: &str, mut attempt: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Result<T, String>>,
+{
+    let deadline = Instant::now() + DEADLINE;
+    let mut pause = interval(Duration::from_millis(20));
+    loop {
+        pause.tick().await;
+        match attempt().await {
+            Ok(value) => return value,
+            Err(error) => assert!(Instant::now() < deadline, "{what}: {error}"),
+        }
+    }
+}
+
+fn url(endpoint: &Endpoint) -> String {
+    format!("http://{endpoint}")
+}
+
+async fn create(at: &Endpoint) -> Result<v1::TopicDescription, String> {
+    let mut admin = AdminClient::connect(url(at))
+        .await
+        .map_err(|e| e.to_string())?;
+    let request = v1::CreateTopicRequest {
+        name: "t".into(),
+        partitions: 6,
+        replication_factor: 3,
+        ..Default::default()
+    };
+    match admin.create_topic(request).await {
+        Ok(created) => created
+            .into_inner()
+            .topic
+            .ok_or_else(|| "no topic".to_owned()),
+        Err(status) => Err(status.to_string()),
+    }
+}
+
+async fn produce(
+    at: &Endpoint,
+    partition: i32,
+    value: &str,
+) -> Result<v1::ProduceResponse, String> {
+    let mut producer = ProducerClient::connect(url(at))
+        .await
+        .map_err(|e| e.to_string())?;
+    let record = v1::Record {
+        value: Some(value.to_owned().into()),
+        ..Default::default()
+    };
+    let list = v1::RecordList {
+        records: vec![record],
+    };
+    let request = v1::ProduceRequest {
+        topic: "t".into(),
+        partition: Some(partition),
+        payload: Some(v1::produce_request::Payload::Records(list)),
+        timeout_ms: 5_000,
+        ..Default::default()
+    };
+    let answer = producer.produce(request).await;
+    answer
+        .map(|answer| answer.into_inner())
+        .map_err(|status| status.to_string())
+}
+
+async fn read(at: &Endpoint, partition: i32) -> Result<Vec<String>, String> {
+    let mut consumer = ConsumerClient::connect(url(at))
+        .await
+        .map_err(|e| e.to_string())?;
+    let request = v1::FetchRequest {
+        topic: "t".into(),
+        partition,
+        max_wait_ms: 100,
+        ..Default::default()
+    };
+    let fetched = consumer
+        .fetch(request)
+        .await
+        .map_err(|status| status.to_string())?;
+    let batches = Batch::split(fetched.into_inner().batches).map_err(|e| e.to_string())?;
+    let mut values = Vec::new();
+    for batch in batches {
+        for record in batch.records().map_err(|e| e.to_string())? {
+            let value = record.value.unwrap_or_default();
+            values.push(String::from_utf8_lossy(&value).into_owned());
+        }
+    }
+    Ok(values)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_go_in_at_any_node_come_out_at_any_node_and_survive_a_restart_of_all() {
+    let root = tempfile::tempdir().unwrap();
+    let plan = plan(3);
+    let running = start(&plan, root.path()).await;
+    let clients: Vec<&Endpoint> = plan.iter().map(|(_, client, _)| client).collect();
+    let topic = eventually("a topic is created", || create(clients[0])).await;
+    let mut led = std::collections::BTreeMap::new();
+    for partition in &topic.partitions {
+        *led.entry(partition.leader).or_insert(0) += 1;
+    }
+    assert_eq!(led.into_values().collect::<Vec<_>>(), [2, 2, 2]);
+    for partition in 0..6 {
+        // Through every node in turn: most of them do not lead.
+        for (turn, at) in clients.iter().enumerate() {
+            let value = format!("{partition}/{turn}");
+            let answer = eventually("a record is taken", || produce(at, partition, &value)).await;
+            assert_eq!(answer.base_offset, Some(turn as i64));
+            assert_eq!((answer.replicas, answer.fsynced), (3, 3));
+        }
+    }
+    stop(running).await;
+    let running = start(&plan, root.path()).await;
+    for partition in 0..6 {
+        let expected: Vec<String> = (0..3).map(|turn| format!("{partition}/{turn}")).collect();
+        for at in &clients {
+            let read = eventually("records are read", || async {
+                let values = read(at, partition).await?;
+                if values == expected {
+                    Ok(values)
+                } else {
+                    Err(format!("{values:?}"))
+                }
+            });
+            read.await;
+        }
+        let value = format!("{partition}/3");
+        let answer = eventually("a record is taken", || {
+            produce(clients[0], partition, &value)
+        })
+        .await;
+        assert_eq!(answer.base_offset, Some(3));
+    }
+    stop(running).await;
+}
+
+#[tokio::test]
+async fn a_directory_in_use_and_a_port_in_use_are_named() {
+    let root = tempfile::tempdir().unwrap();
+    let plan = plan(1);
+    let (id, client, internal) = plan[0].clone();
+    let controllers = vec![(id, internal.clone())];
+    let settings = NodeSettings::new(
+        id,
+        root.path().join("a"),
+        controllers,
+        client.clone(),
+        internal,
+    );
+    let _held = std::net::TcpListener::bind((client.host.as_str(), client.port)).unwrap();
+    let error = Node::start(settings.clone())
+        .await
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        error.contains("--listen") && error.contains(&client.to_string()),
+        "{error}"
+    );
+    let other = NodeSettings {
+        node_id: NodeId::new(7),
+        ..settings
+    };
+    let error = Node::start(other).await.err().unwrap().to_string();
+    assert!(error.contains("belongs to node 1"), "{error}");
+}
