@@ -6,8 +6,8 @@ use quorate_types::{LeaderEpoch, Offset, Timestamp, TimestampType};
 use crate::codec;
 use crate::compression::decompress;
 use crate::header::{
-    ATTRIBUTES_AT, BASE_OFFSET_AT, BatchError, BatchHeader, CRC_AT, HEADER_LEN, LEADER_EPOCH_AT,
-    LOG_APPEND_TIME_BIT, MAX_TIMESTAMP_AT, crc32c, seal,
+    ATTRIBUTES_AT, BASE_OFFSET_AT, BatchError, BatchHeader, HEADER_LEN, LEADER_EPOCH_AT,
+    LOG_APPEND_TIME_BIT, MAX_TIMESTAMP_AT, ProducerTag, crc_of, crc32c, seal, write_producer,
 };
 use crate::records::Record;
 
@@ -119,6 +119,24 @@ impl Batch {
         }
     }
 
+    /// The batch under another producer or sequence, CRC anew: for one that is sent again after its
+    /// producer had to begin anew.
+    #[must_use]
+    pub fn with_producer(self, tag: ProducerTag) -> Self {
+        let Self { bytes, mut header } = self;
+        let mut bytes = bytes
+            .try_into_mut()
+            .unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+        header.producer = Some(tag);
+        write_producer(&mut bytes, &tag);
+        seal(&mut bytes);
+        header.crc = crc_of(&bytes);
+        Self {
+            bytes: bytes.freeze(),
+            header,
+        }
+    }
+
     /// The batch with the leader's time for all its records
     /// (`message.timestamp.type=LogAppendTime`), CRC anew.
     #[must_use]
@@ -133,12 +151,7 @@ impl Batch {
         seal(&mut bytes);
         header.max_timestamp = at;
         header.timestamp_type = TimestampType::LogAppendTime;
-        header.crc = u32::from_be_bytes([
-            bytes[CRC_AT],
-            bytes[CRC_AT + 1],
-            bytes[CRC_AT + 2],
-            bytes[CRC_AT + 3],
-        ]);
+        header.crc = crc_of(&bytes);
         Self {
             bytes: bytes.freeze(),
             header,

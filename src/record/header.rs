@@ -15,7 +15,7 @@ pub(crate) const BASE_OFFSET_AT: usize = 0;
 const LENGTH_AT: usize = 8;
 pub(crate) const LEADER_EPOCH_AT: usize = 12;
 const MAGIC_AT: usize = 16;
-pub(crate) const CRC_AT: usize = 17;
+const CRC_AT: usize = 17;
 pub(crate) const ATTRIBUTES_AT: usize = 21;
 const LAST_OFFSET_DELTA_AT: usize = 23;
 const BASE_TIMESTAMP_AT: usize = 27;
@@ -194,7 +194,7 @@ impl BatchHeader {
                 LEADER_EPOCH_AT,
             )))
             .unwrap_or_default(),
-            crc: u32::from_be_bytes(array(bytes, CRC_AT)),
+            crc: crc_of(bytes),
             compression,
             timestamp_type: if attributes & LOG_APPEND_TIME_BIT != 0 {
                 TimestampType::LogAppendTime
@@ -260,6 +260,22 @@ fn read_producer(bytes: &[u8]) -> Result<Option<ProducerTag>, BatchError> {
         base_sequence: Sequence::from_signed(sequence)
             .map_err(|_| BatchError::Negative("base sequence"))?,
     }))
+}
+
+/// Names another producer in a batch's header.
+pub(crate) fn write_producer(batch: &mut [u8], tag: &ProducerTag) {
+    let mut put = |at: usize, bytes: &[u8]| batch[at..at + bytes.len()].copy_from_slice(bytes);
+    put(PRODUCER_ID_AT, &tag.id.to_signed().to_be_bytes());
+    put(PRODUCER_EPOCH_AT, &tag.epoch.to_signed().to_be_bytes());
+    put(
+        BASE_SEQUENCE_AT,
+        &tag.base_sequence.to_signed().to_be_bytes(),
+    );
+}
+
+/// The CRC that a batch's header says.
+pub(crate) fn crc_of(batch: &[u8]) -> u32 {
+    u32::from_be_bytes(array(batch, CRC_AT))
 }
 
 /// Fills in the length field and the CRC of a batch that is otherwise complete.

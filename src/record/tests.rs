@@ -81,6 +81,19 @@ fn stamping_leaves_the_crc_alone_and_log_append_time_renews_it() {
 }
 
 #[test]
+fn a_batch_under_another_producer_is_whole() {
+    let tag = ProducerTag {
+        id: ProducerId::new(9),
+        epoch: ProducerEpoch::new(1),
+        base_sequence: Sequence::new(40),
+    };
+    let batch = sample(Compression::Lz4, 3).with_producer(tag);
+    let read = Batch::parse(batch.bytes().clone()).unwrap();
+    assert_eq!(read.header().producer, Some(tag));
+    assert_eq!(read, batch);
+}
+
+#[test]
 fn a_count_that_does_not_fit_the_last_delta_is_refused() {
     let mut bytes = sample(Compression::None, 3).bytes().to_vec();
     bytes[60] = 2;

@@ -1,0 +1,195 @@
+//! Topics, the cluster and its events.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use quorate_proto::v1;
+use quorate_proto::v1::admin_client::AdminClient;
+use quorate_proto::v1::cluster_client::ClusterClient;
+use quorate_proto::v1::consumer_client::ConsumerClient;
+use quorate_types::PartitionId;
+use tokio::time::{Instant, sleep, timeout};
+use tonic::transport::Channel;
+use tonic::{Response, Status, Streaming};
+
+use crate::client::{Client, MESSAGE_BYTES};
+use crate::error::ClientError;
+
+/// How long one node is waited for.
+const ONE_TRY: Duration = Duration::from_secs(12);
+const PAUSE: Duration = Duration::from_millis(50);
+
+impl Client {
+    /// Calls one node after the other until one decides. A call whose outcome is unknown is not
+    /// sent again unless `again` allows it.
+    async fn call<T, F>(&self, again: bool, call: impl Fn(Channel) -> F) -> Result<T, ClientError>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let deadline = Instant::now() + self.options().call_timeout;
+        loop {
+            let mut last = ClientError::Connection("no node is known".into());
+            for node in self.nodes() {
+                let error = match timeout(ONE_TRY, call(self.channel(&node)?)).await {
+                    Ok(Ok(answer)) => return Ok(answer.into_inner()),
+                    Ok(Err(status)) => ClientError::from(status),
+                    Err(_) => ClientError::Connection(format!("{node}: no answer in time")),
+                };
+                let refused_connection = matches!(&error, ClientError::Connection(why)
+                    if why.contains("tcp connect error"));
+                let undecided = matches!(error, ClientError::Connection(_)) && refused_connection;
+                if !undecided && !(again && error.is_retriable()) {
+                    return Err(error);
+                }
+                last = error;
+            }
+            if Instant::now() >= deadline {
+                return Err(last);
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// Makes a topic; 0 leaves partitions or replication factor to the cluster.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the reason.
+    pub async fn create_topic(
+        &self,
+        name: &str,
+        partitions: u32,
+        replication_factor: u32,
+        config: BTreeMap<String, String>,
+    ) -> Result<v1::TopicDescription, ClientError> {
+        let request = v1::CreateTopicRequest {
+            name: name.to_owned(),
+            partitions,
+            replication_factor,
+            config: config.into_iter().collect(),
+        };
+        let created = self
+            .call(false, |channel| {
+                let request = request.clone();
+                async move { AdminClient::new(channel).create_topic(request).await }
+            })
+            .await?;
+        created
+            .topic
+            .ok_or_else(|| ClientError::Protocol("no topic in the answer".into()))
+    }
+
+    /// Deletes a topic and its data.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the reason.
+    pub async fn delete_topic(&self, name: &str) -> Result<(), ClientError> {
+        let request = v1::DeleteTopicRequest {
+            name: name.to_owned(),
+        };
+        self.call(false, |channel| {
+            let request = request.clone();
+            async move { AdminClient::new(channel).delete_topic(request).await }
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// All topics.
+    ///
+    /// # Errors
+    /// [`ClientError::Connection`] where no node answers.
+    pub async fn list_topics(&self) -> Result<Vec<v1::TopicSummary>, ClientError> {
+        let listed = self
+            .call(true, |channel| async move {
+                let mut client = AdminClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
+                client.list_topics(v1::ListTopicsRequest {}).await
+            })
+            .await?;
+        Ok(listed.topics)
+    }
+
+    /// One topic with its partitions and high watermarks.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] where there is none.
+    pub async fn describe_topic(&self, name: &str) -> Result<v1::TopicDescription, ClientError> {
+        let request = v1::DescribeTopicRequest {
+            name: name.to_owned(),
+        };
+        let described = self
+            .call(false, |channel| {
+                let request = request.clone();
+                async move {
+                    let mut client =
+                        AdminClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
+                    client.describe_topic(request).await
+                }
+            })
+            .await?;
+        described
+            .topic
+            .ok_or_else(|| ClientError::Protocol("no topic in the answer".into()))
+    }
+
+    /// The cluster as one node sees it, with all topics.
+    ///
+    /// # Errors
+    /// [`ClientError::Connection`] where no node answers.
+    pub async fn describe_cluster(&self) -> Result<v1::DescribeClusterResponse, ClientError> {
+        let request = v1::DescribeClusterRequest {
+            topics: Vec::new(),
+            all_topics: true,
+        };
+        self.call(true, |channel| {
+            let request = request.clone();
+            async move {
+                let mut client =
+                    ClusterClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
+                client.describe(request).await
+            }
+        })
+        .await
+    }
+
+    /// What a node remembers of elections, ISR changes and fencings, and with `follow` what
+    /// happens from now on.
+    ///
+    /// # Errors
+    /// [`ClientError::Connection`] where no node answers.
+    pub async fn watch_events(
+        &self,
+        follow: bool,
+    ) -> Result<Streaming<v1::ClusterEvent>, ClientError> {
+        self.call(true, |channel| async move {
+            ClusterClient::new(channel)
+                .watch_events(v1::WatchEventsRequest { follow })
+                .await
+        })
+        .await
+    }
+
+    /// Looks an offset up; none where no record is that young.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the reason.
+    pub async fn list_offset(
+        &self,
+        topic: &str,
+        partition: PartitionId,
+        position: v1::list_offsets_request::Position,
+    ) -> Result<Option<i64>, ClientError> {
+        let request = v1::ListOffsetsRequest {
+            topic: topic.to_owned(),
+            partition: partition.to_signed(),
+            position: Some(position),
+            ..v1::ListOffsetsRequest::default()
+        };
+        let listed = self
+            .call(true, |channel| {
+                let request = request.clone();
+                async move { ConsumerClient::new(channel).list_offsets(request).await }
+            })
+            .await?;
+        Ok(listed.offset)
+    }
+}

@@ -1,0 +1,187 @@
+//! The client's hold on the cluster: connections and the metadata cache.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use quorate_proto::v1;
+use quorate_proto::v1::cluster_client::ClusterClient;
+use quorate_types::Endpoint;
+use tokio::time::{Instant, sleep, timeout};
+use tonic::transport::Channel;
+
+use crate::error::ClientError;
+use crate::metadata::{Metadata, TopicInfo};
+
+/// The largest message either way.
+pub(crate) const MESSAGE_BYTES: usize = 72 << 20;
+const STREAM_WINDOW: u32 = 8 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// How long one node is asked about the cluster.
+const DESCRIBE: Duration = Duration::from_millis(750);
+/// Answers that are younger are shared by all who ask.
+const FRESH: Duration = Duration::from_millis(10);
+
+/// Times of a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientOptions {
+    /// A node that does not take a connection for so long is passed over (default 500 ms).
+    pub connect_timeout: Duration,
+    /// Calls about the cluster are tried so long (default 15 s).
+    pub call_timeout: Duration,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_millis(500),
+            call_timeout: Duration::from_secs(15),
+        }
+    }
+}
+
+struct Shared {
+    bootstrap: Vec<Endpoint>,
+    options: ClientOptions,
+    channels: Mutex<BTreeMap<Endpoint, Channel>>,
+    metadata: RwLock<Arc<Metadata>>,
+    topics: Mutex<BTreeSet<String>>,
+    refreshed: tokio::sync::Mutex<Option<Instant>>,
+    turn: AtomicUsize,
+}
+
+/// A client of one cluster. Cheap to clone.
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+impl Client {
+    /// A client that asks `bootstrap` first; nothing is connected before the first call.
+    ///
+    /// # Errors
+    /// [`ClientError::Invalid`] for an empty list.
+    pub fn new(bootstrap: Vec<Endpoint>, options: ClientOptions) -> Result<Self, ClientError> {
+        if bootstrap.is_empty() {
+            return Err(ClientError::Invalid(
+                "at least one bootstrap address is needed".into(),
+            ));
+        }
+        Ok(Self {
+            shared: Arc::new(Shared {
+                bootstrap,
+                options,
+                channels: Mutex::default(),
+                metadata: RwLock::default(),
+                topics: Mutex::default(),
+                refreshed: tokio::sync::Mutex::default(),
+                turn: AtomicUsize::new(0),
+            }),
+        })
+    }
+
+    pub(crate) fn options(&self) -> &ClientOptions {
+        &self.shared.options
+    }
+
+    /// What is known of the cluster, as of the last refresh.
+    pub fn metadata(&self) -> Arc<Metadata> {
+        self.shared.metadata.read().clone()
+    }
+
+    /// The connection to a node; made when it is first used, and again after it broke.
+    pub(crate) fn channel(&self, to: &Endpoint) -> Result<Channel, ClientError> {
+        let mut channels = self.shared.channels.lock();
+        if let Some(channel) = channels.get(to) {
+            return Ok(channel.clone());
+        }
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{to}"))
+            .map_err(|error| ClientError::Invalid(format!("{to}: {error}")))?;
+        let channel = endpoint
+            .connect_timeout(self.shared.options.connect_timeout)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(Duration::from_secs(1))
+            .keep_alive_timeout(Duration::from_secs(2))
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .connect_lazy();
+        channels.insert(to.clone(), channel.clone());
+        Ok(channel)
+    }
+
+    /// Nodes to ask, another one first each time: one that is cut off is not asked forever.
+    pub(crate) fn nodes(&self) -> Vec<Endpoint> {
+        let known = self.metadata();
+        let mut nodes: Vec<Endpoint> = known.brokers.values().cloned().collect();
+        for endpoint in &self.shared.bootstrap {
+            if !nodes.contains(endpoint) {
+                nodes.push(endpoint.clone());
+            }
+        }
+        let turn = self.shared.turn.fetch_add(1, Ordering::Relaxed) % nodes.len();
+        nodes.rotate_left(turn);
+        nodes
+    }
+
+    /// Learns anew who leads; many who ask at once share one answer.
+    ///
+    /// # Errors
+    /// [`ClientError::Connection`] where no node answers.
+    pub async fn refresh(&self) -> Result<Arc<Metadata>, ClientError> {
+        let mut refreshed = self.shared.refreshed.lock().await;
+        if refreshed.is_some_and(|at| at.elapsed() < FRESH) {
+            return Ok(self.metadata());
+        }
+        let mut last = ClientError::Connection("no node is known".into());
+        for node in self.nodes() {
+            let request = v1::DescribeClusterRequest {
+                topics: self.shared.topics.lock().iter().cloned().collect(),
+                all_topics: false,
+            };
+            let mut client =
+                ClusterClient::new(self.channel(&node)?).max_decoding_message_size(MESSAGE_BYTES);
+            match timeout(DESCRIBE, client.describe(request)).await {
+                Ok(Ok(answer)) => {
+                    let metadata = Arc::new(Metadata::from_proto(answer.into_inner()));
+                    *self.shared.metadata.write() = Arc::clone(&metadata);
+                    *refreshed = Some(Instant::now());
+                    return Ok(metadata);
+                }
+                Ok(Err(status)) => {
+                    last = ClientError::Connection(format!("{node}: {}", status.message()));
+                }
+                Err(_) => last = ClientError::Connection(format!("{node}: no answer in time")),
+            }
+        }
+        Err(last)
+    }
+
+    /// A topic's partitions, asked for until it is known or the time is up.
+    ///
+    /// # Errors
+    /// [`ClientError::TimedOut`] where it does not become known.
+    pub async fn topic(&self, name: &str) -> Result<TopicInfo, ClientError> {
+        if let Some(known) = self.metadata().topics.get(name) {
+            return Ok(known.clone());
+        }
+        self.shared.topics.lock().insert(name.to_owned());
+        let deadline = Instant::now() + self.shared.options.call_timeout;
+        loop {
+            let found = self.refresh().await;
+            let why = match found {
+                Ok(metadata) => match metadata.topics.get(name) {
+                    Some(topic) => return Ok(topic.clone()),
+                    None => format!("there is no topic {name}: create it with `topic create`"),
+                },
+                Err(error) => error.to_string(),
+            };
+            if Instant::now() >= deadline {
+                return Err(ClientError::TimedOut(why));
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+}

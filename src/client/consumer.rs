@@ -1,0 +1,204 @@
+//! Consuming: one fetcher a partition, straight from its leader, within a bounded buffer.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use quorate_proto::v1;
+use quorate_proto::v1::consumer_client::ConsumerClient;
+use quorate_record::{Batch, Record};
+use quorate_types::{Offset, PartitionId};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::client::{Client, MESSAGE_BYTES};
+use crate::error::ClientError;
+
+/// Pause between tries: first, and at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
+/// A leader that does not answer for longer than the poll by so much is given up.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How a consumer works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConsumerOptions {
+    /// Bytes of one fetch (default 1 MiB).
+    pub fetch_bytes: u32,
+    /// How long a leader waits for records (default 500 ms).
+    pub max_wait: Duration,
+    /// Fetches that wait to be polled, over all partitions (default 16).
+    pub buffered: usize,
+}
+
+impl Default for ConsumerOptions {
+    fn default() -> Self {
+        Self {
+            fetch_bytes: 1 << 20,
+            max_wait: Duration::from_millis(500),
+            buffered: 16,
+        }
+    }
+}
+
+/// Where to begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assignment {
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: PartitionId,
+    /// The first offset wanted.
+    pub offset: Offset,
+}
+
+/// Records of one partition, in order.
+#[derive(Debug, Clone)]
+pub struct Consumed {
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: PartitionId,
+    /// The records; none where the fetch only told the high watermark.
+    pub records: Vec<Record>,
+    /// The offset after them.
+    pub next: Offset,
+    /// Where the readable part of the log ends.
+    pub high_watermark: Offset,
+}
+
+/// Reads partitions.
+pub struct Consumer {
+    received: mpsc::Receiver<Result<Consumed, ClientError>>,
+    _fetchers: JoinSet<()>,
+}
+
+impl Client {
+    /// A consumer of the assigned partitions.
+    pub fn consumer(&self, assigned: Vec<Assignment>, options: ConsumerOptions) -> Consumer {
+        let (sender, received) = mpsc::channel(options.buffered.max(1));
+        let mut fetchers = JoinSet::new();
+        for assignment in assigned {
+            let fetcher = Fetcher {
+                client: self.clone(),
+                options,
+                at: assignment,
+            };
+            fetchers.spawn(fetcher.run(sender.clone()));
+        }
+        Consumer {
+            received,
+            _fetchers: fetchers,
+        }
+    }
+}
+
+impl Consumer {
+    /// The next records of some partition; none where no partition is left.
+    ///
+    /// # Errors
+    /// [`ClientError`] of a partition, which is read no further.
+    pub async fn poll(&mut self) -> Option<Result<Consumed, ClientError>> {
+        self.received.recv().await
+    }
+}
+
+struct Fetcher {
+    client: Client,
+    options: ConsumerOptions,
+    at: Assignment,
+}
+
+impl Fetcher {
+    async fn run(mut self, out: mpsc::Sender<Result<Consumed, ClientError>>) {
+        let mut backoff = RETRY.0;
+        loop {
+            let fetched = match self.fetch().await {
+                Ok(fetched) => self.decode(fetched),
+                Err(error) => Err(error),
+            };
+            match fetched {
+                Ok(consumed) => {
+                    backoff = RETRY.0;
+                    if out.send(Ok(consumed)).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) if error.is_retriable() => {
+                    // Where it does not answer either, the next try says so again.
+                    let _unreachable = self.client.refresh().await;
+                    sleep(backoff).await;
+                    backoff = (backoff * 2).min(RETRY.1);
+                }
+                Err(error) => {
+                    let _closed = out.send(Err(error)).await;
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn fetch(&self) -> Result<v1::FetchResponse, ClientError> {
+        let Assignment {
+            topic,
+            partition,
+            offset,
+        } = &self.at;
+        let leader = match self.client.metadata().leader(topic, *partition) {
+            Some(leader) => leader,
+            None => {
+                self.client.topic(topic).await?;
+                let metadata = self.client.refresh().await?;
+                let none = || ClientError::Connection("the partition has no leader".into());
+                metadata.leader(topic, *partition).ok_or_else(none)?
+            }
+        };
+        let request = v1::FetchRequest {
+            topic: topic.clone(),
+            partition: partition.to_signed(),
+            offset: offset.to_signed(),
+            max_bytes: self.options.fetch_bytes,
+            min_bytes: 1,
+            max_wait_ms: u32::try_from(self.options.max_wait.as_millis()).unwrap_or(u32::MAX),
+            ..v1::FetchRequest::default()
+        };
+        let mut client = ConsumerClient::new(self.client.channel(&leader)?)
+            .max_decoding_message_size(MESSAGE_BYTES);
+        match timeout(self.options.max_wait + GRACE, client.fetch(request)).await {
+            Ok(answer) => Ok(answer?.into_inner()),
+            Err(_) => Err(ClientError::Connection(format!(
+                "{leader}: no answer in time"
+            ))),
+        }
+    }
+
+    fn decode(&mut self, fetched: v1::FetchResponse) -> Result<Consumed, ClientError> {
+        let Assignment {
+            topic,
+            partition,
+            offset,
+        } = &mut self.at;
+        let corrupt = |error: &dyn std::fmt::Display| {
+            ClientError::Protocol(format!("{topic}-{partition}, offset {offset}: {error}"))
+        };
+        let high_watermark =
+            Offset::from_signed(fetched.high_watermark).map_err(|error| corrupt(&error))?;
+        let batches =
+            Batch::split(Bytes::clone(&fetched.batches)).map_err(|error| corrupt(&error))?;
+        let mut records = Vec::new();
+        let mut next = *offset;
+        for batch in batches {
+            // A batch may begin below what was asked for.
+            let decoded = batch.records().map_err(|error| corrupt(&error))?;
+            records.extend(decoded.into_iter().filter(|record| record.offset >= next));
+            next = next.max(batch.end_offset());
+        }
+        *offset = next;
+        Ok(Consumed {
+            topic: topic.clone(),
+            partition: *partition,
+            records,
+            next,
+            high_watermark,
+        })
+    }
+}

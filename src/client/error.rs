@@ -1,0 +1,73 @@
+//! Why a call failed.
+
+use std::collections::BTreeMap;
+
+use quorate_types::ErrorCode;
+use quorate_wire::{DOMAIN, ErrorInfo};
+use tonic::Status;
+use tonic_types::StatusExt;
+
+/// Why a call failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ClientError {
+    /// The cluster refused.
+    #[error("{0}")]
+    Refused(ErrorInfo),
+    /// No node could be reached, or the connection broke: the outcome of a write is unknown.
+    #[error("no answer from the cluster: {0}")]
+    Connection(String),
+    /// It was tried until the time was up: the outcome of a write is unknown.
+    #[error("not decided in time; the last error was: {0}")]
+    TimedOut(String),
+    /// A node answered what makes no sense.
+    #[error("unreadable answer: {0}")]
+    Protocol(String),
+    /// What was asked for cannot be.
+    #[error("{0}")]
+    Invalid(String),
+    /// The producer or consumer is closed.
+    #[error("closed")]
+    Closed,
+}
+
+impl ClientError {
+    /// The cluster's code, where it answered.
+    pub fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Refused(info) => Some(info.code),
+            _ => None,
+        }
+    }
+
+    /// Whether the same call may succeed later.
+    pub fn is_retriable(&self) -> bool {
+        match self {
+            Self::Refused(info) => info.code.is_retriable(),
+            Self::Connection(_) => true,
+            _ => false,
+        }
+    }
+}
+
+impl From<Status> for ClientError {
+    fn from(status: Status) -> Self {
+        let info = status
+            .get_details_error_info()
+            .filter(|info| info.domain == DOMAIN);
+        let code = info
+            .as_ref()
+            .and_then(|info| ErrorCode::from_name(&info.reason));
+        match (info, code) {
+            (Some(info), Some(code)) => {
+                let metadata: BTreeMap<String, String> = info.metadata.into_iter().collect();
+                let message = status.message().to_owned();
+                Self::Refused(ErrorInfo {
+                    code,
+                    message,
+                    metadata,
+                })
+            }
+            _ => Self::Connection(format!("{}: {}", status.code(), status.message())),
+        }
+    }
+}

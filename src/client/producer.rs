@@ -1,0 +1,423 @@
+//! Producing: records are gathered into batches, one gatherer and one sender a partition.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use quorate_record::{
+    Batch, BatchBuilder, Compression, RecordHeader, StickyPartitioner, partition_for_key,
+};
+use quorate_types::{Acks, PartitionId, Timestamp};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::client::Client;
+use crate::error::ClientError;
+use crate::worker::{ProducerIds, Worker};
+
+/// What a record costs in the buffer beside its bytes.
+const RECORD_OVERHEAD: usize = 32;
+
+/// How a producer works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProducerOptions {
+    /// When a record counts as delivered (default: all in-sync replicas).
+    pub acks: Acks,
+    /// How long a batch waits for more records (default 5 ms).
+    pub linger: Duration,
+    /// A batch of so many bytes is sent at once (default 256 KiB).
+    pub batch_bytes: usize,
+    /// How batches are compressed (default not).
+    pub compression: Compression,
+    /// Batches of one partition that wait for their answers (1–5, default 5).
+    pub in_flight: usize,
+    /// Bytes of records that are not delivered yet; `send` waits for room (default 32 MiB).
+    pub buffer_bytes: usize,
+    /// A record that could not be delivered for so long fails (default 120 s).
+    pub delivery_timeout: Duration,
+    /// How long a leader waits for its followers (default 30 s).
+    pub request_timeout: Duration,
+}
+
+impl Default for ProducerOptions {
+    fn default() -> Self {
+        Self {
+            acks: Acks::All,
+            linger: Duration::from_millis(5),
+            batch_bytes: 256 << 10,
+            compression: Compression::None,
+            in_flight: 5,
+            buffer_bytes: 32 << 20,
+            delivery_timeout: Duration::from_secs(120),
+            request_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A record to be sent.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ToSend<'a> {
+    /// Decides the partition, where none is named.
+    pub key: Option<&'a [u8]>,
+    /// What it says.
+    pub value: Option<&'a [u8]>,
+    /// Beside key and value.
+    pub headers: &'a [RecordHeader],
+    /// Its time; by default now.
+    pub timestamp: Option<Timestamp>,
+    /// Where to; by default the key's partition, else one after the other.
+    pub partition: Option<PartitionId>,
+}
+
+/// Where a record has been taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Acked {
+    /// The partition.
+    pub partition: PartitionId,
+    /// Its offset; none with `acks=0`.
+    pub offset: Option<i64>,
+    /// The epoch it was appended at.
+    pub leader_epoch: i32,
+    /// Replicas that have it.
+    pub replicas: u32,
+    /// Replicas that have it on their disks.
+    pub fsynced: u32,
+}
+
+/// The fate of a batch, shared by its records.
+#[derive(Debug, Default)]
+pub(crate) struct Fate {
+    result: OnceLock<Result<Acked, ClientError>>,
+    decided: Notify,
+}
+
+impl Fate {
+    pub(crate) fn decide(&self, result: Result<Acked, ClientError>) {
+        if self.result.set(result).is_ok() {
+            self.decided.notify_waiters();
+        }
+    }
+}
+
+/// A record on its way. May be dropped: [`Producer::flush`] waits for all of them.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    fate: Arc<Fate>,
+    index: i64,
+}
+
+impl Delivery {
+    /// Waits until the record is delivered or has failed; bounded by the delivery time-out.
+    ///
+    /// # Errors
+    /// [`ClientError`]; after [`ClientError::TimedOut`] the record may be in the log or not.
+    pub async fn wait(&self) -> Result<Acked, ClientError> {
+        loop {
+            let decided = self.fate.decided.notified();
+            if let Some(result) = self.fate.result.get() {
+                return result.clone().map(|first| Acked {
+                    offset: first.offset.map(|offset| offset + self.index),
+                    ..first
+                });
+            }
+            decided.await;
+        }
+    }
+}
+
+/// A complete batch.
+pub(crate) struct Sealed {
+    pub(crate) batch: Batch,
+    pub(crate) fate: Arc<Fate>,
+    pub(crate) deadline: Instant,
+    pub(crate) _permit: OwnedSemaphorePermit,
+}
+
+/// A batch that still takes records.
+struct Gathering {
+    builder: BatchBuilder,
+    fate: Arc<Fate>,
+    since: Instant,
+    permit: OwnedSemaphorePermit,
+}
+
+/// One partition's records between `send` and its sender.
+pub(crate) struct Gatherer {
+    state: Mutex<GathererState>,
+    pub(crate) news: Notify,
+}
+
+#[derive(Default)]
+struct GathererState {
+    gathering: Option<Gathering>,
+    sealed: VecDeque<Sealed>,
+    /// Send without waiting for more.
+    hurry: bool,
+}
+
+impl Gatherer {
+    /// The next complete batch; one that has waited for `linger`, or is hurried, is complete.
+    pub(crate) fn take(&self, options: &ProducerOptions) -> Option<Sealed> {
+        let mut state = self.state.lock();
+        let due = state
+            .gathering
+            .as_ref()
+            .is_some_and(|gathering| state.hurry || gathering.since.elapsed() >= options.linger);
+        if state.sealed.is_empty() && due {
+            state.seal(options);
+        }
+        state.sealed.pop_front()
+    }
+
+    /// When the gathering batch will be complete.
+    pub(crate) fn due(&self, options: &ProducerOptions) -> Option<Instant> {
+        self.state
+            .lock()
+            .gathering
+            .as_ref()
+            .map(|gathering| gathering.since + options.linger)
+    }
+
+    fn is_empty(&self) -> bool {
+        let state = self.state.lock();
+        state.gathering.is_none() && state.sealed.is_empty()
+    }
+
+    fn hurry(&self, hurry: bool) {
+        self.state.lock().hurry = hurry;
+        self.news.notify_one();
+    }
+}
+
+impl GathererState {
+    fn seal(&mut self, options: &ProducerOptions) {
+        if let Some(Gathering {
+            builder,
+            fate,
+            since,
+            permit,
+        }) = self.gathering.take()
+        {
+            self.sealed.push_back(Sealed {
+                batch: builder.build(),
+                fate,
+                deadline: since + options.delivery_timeout,
+                _permit: permit,
+            });
+        }
+    }
+}
+
+struct Topic {
+    gatherers: Vec<Arc<Gatherer>>,
+    sticky: StickyPartitioner,
+}
+
+struct Shared {
+    client: Client,
+    options: ProducerOptions,
+    room: Arc<Semaphore>,
+    topics: Mutex<BTreeMap<String, Topic>>,
+    workers: tokio::sync::Mutex<JoinSet<()>>,
+    ids: Arc<ProducerIds>,
+    cancel: CancellationToken,
+}
+
+/// Sends records. Cheap to clone; clones share buffer and senders.
+#[derive(Clone)]
+pub struct Producer {
+    shared: Arc<Shared>,
+}
+
+impl Client {
+    /// A producer. It is idempotent: retries do not duplicate or reorder records.
+    pub fn producer(&self, options: ProducerOptions) -> Producer {
+        let options = ProducerOptions {
+            in_flight: options.in_flight.clamp(1, 5),
+            ..options
+        };
+        Producer {
+            shared: Arc::new(Shared {
+                client: self.clone(),
+                options,
+                room: Arc::new(Semaphore::new(options.buffer_bytes)),
+                topics: Mutex::default(),
+                workers: tokio::sync::Mutex::default(),
+                ids: Arc::new(ProducerIds::new(self.clone())),
+                cancel: CancellationToken::new(),
+            }),
+        }
+    }
+}
+
+impl Producer {
+    /// Takes a record; waits only for room in the buffer.
+    ///
+    /// # Errors
+    /// [`ClientError`] where the topic is unknown or the record can never be sent.
+    pub async fn send(&self, topic: &str, record: ToSend<'_>) -> Result<Delivery, ClientError> {
+        let shared = &self.shared;
+        if !shared.topics.lock().contains_key(topic) {
+            self.open(topic).await?;
+        }
+        let size = record.key.map_or(0, <[u8]>::len)
+            + record.value.map_or(0, <[u8]>::len)
+            + record
+                .headers
+                .iter()
+                .map(|h| h.key.len() + h.value.as_ref().map_or(0, |v| v.len()))
+                .sum::<usize>()
+            + RECORD_OVERHEAD;
+        if size > shared.options.buffer_bytes {
+            let limit = shared.options.buffer_bytes;
+            return Err(ClientError::Invalid(format!(
+                "a record of {size} bytes, room for {limit}"
+            )));
+        }
+        let permits = u32::try_from(size).unwrap_or(u32::MAX);
+        let permit = Arc::clone(&shared.room)
+            .acquire_many_owned(permits)
+            .await
+            .map_err(|_| ClientError::Closed)?;
+        let mut topics = shared.topics.lock();
+        let Some(known) = topics.get_mut(topic) else {
+            return Err(ClientError::Closed);
+        };
+        let count = u32::try_from(known.gatherers.len()).unwrap_or(u32::MAX);
+        let partition = match (record.partition, record.key) {
+            (Some(partition), _) => partition,
+            (None, Some(key)) => partition_for_key(key, count),
+            (None, None) => known.sticky.current(count),
+        };
+        let Some(gatherer) = known.gatherers.get(partition.get() as usize) else {
+            return Err(ClientError::Invalid(format!(
+                "topic {topic} has {count} partitions, no {partition}"
+            )));
+        };
+        let (delivery, sealed) = add(gatherer, record, permit, &shared.options);
+        if sealed && record.key.is_none() && record.partition.is_none() {
+            known.sticky.advance();
+        }
+        Ok(delivery)
+    }
+
+    async fn open(&self, topic: &str) -> Result<(), ClientError> {
+        let shared = &self.shared;
+        let info = shared.client.topic(topic).await?;
+        let mut workers = shared.workers.lock().await;
+        if shared.cancel.is_cancelled() {
+            return Err(ClientError::Closed);
+        }
+        if shared.topics.lock().contains_key(topic) {
+            return Ok(());
+        }
+        let mut gatherers = Vec::with_capacity(info.partitions.len());
+        for partition in (0..).map(PartitionId::new).take(info.partitions.len()) {
+            let gatherer = Arc::new(Gatherer {
+                state: Mutex::default(),
+                news: Notify::new(),
+            });
+            let worker = Worker::new(
+                shared.client.clone(),
+                shared.options,
+                topic.to_owned(),
+                partition,
+                Arc::clone(&gatherer),
+                Arc::clone(&shared.ids),
+            );
+            let cancel = shared.cancel.clone();
+            workers.spawn(async move {
+                cancel.run_until_cancelled(worker.run()).await;
+            });
+            gatherers.push(gatherer);
+        }
+        let sticky = StickyPartitioner::new(rand::random());
+        shared
+            .topics
+            .lock()
+            .insert(topic.to_owned(), Topic { gatherers, sticky });
+        Ok(())
+    }
+
+    fn gatherers(&self) -> Vec<Arc<Gatherer>> {
+        let topics = self.shared.topics.lock();
+        topics
+            .values()
+            .flat_map(|topic| topic.gatherers.iter().cloned())
+            .collect()
+    }
+
+    /// Sends what is gathered without waiting for more, and returns when every record taken before
+    /// is decided.
+    pub async fn flush(&self) {
+        for gatherer in self.gatherers() {
+            gatherer.hurry(true);
+        }
+        // All the room is free again exactly when nothing is on its way.
+        let all = u32::try_from(self.shared.options.buffer_bytes).unwrap_or(u32::MAX);
+        let _all = self.shared.room.acquire_many(all).await;
+        for gatherer in self.gatherers() {
+            gatherer.hurry(false);
+            debug_assert!(gatherer.is_empty() || self.shared.room.is_closed());
+        }
+    }
+
+    /// Flushes, and ends the senders.
+    pub async fn close(self) {
+        self.flush().await;
+        self.shared.cancel.cancel();
+        self.shared.room.close();
+        let mut workers = self.shared.workers.lock().await;
+        while workers.join_next().await.is_some() {}
+    }
+}
+
+/// Adds a record to a partition's batch; says whether that completed one.
+fn add(
+    gatherer: &Gatherer,
+    record: ToSend<'_>,
+    permit: OwnedSemaphorePermit,
+    options: &ProducerOptions,
+) -> (Delivery, bool) {
+    let timestamp = record.timestamp.unwrap_or_else(now);
+    let mut state = gatherer.state.lock();
+    let first = state.gathering.is_none();
+    let gathering = match &mut state.gathering {
+        Some(gathering) => {
+            gathering.permit.merge(permit);
+            gathering
+        }
+        none => none.insert(Gathering {
+            builder: BatchBuilder::new(options.compression),
+            fate: Arc::default(),
+            since: Instant::now(),
+            permit,
+        }),
+    };
+    let index = i64::try_from(gathering.builder.len()).unwrap_or(i64::MAX);
+    gathering
+        .builder
+        .push(timestamp, record.key, record.value, record.headers);
+    let delivery = Delivery {
+        fate: Arc::clone(&gathering.fate),
+        index,
+    };
+    let full = gathering.builder.size_estimate() >= options.batch_bytes;
+    if full {
+        state.seal(options);
+    }
+    drop(state);
+    if first || full {
+        gatherer.news.notify_one();
+    }
+    (delivery, full)
+}
+
+fn now() -> Timestamp {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let millis = since.unwrap_or_default().as_millis();
+    Timestamp::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,405 @@
+//! One partition's sender: keeps a stream to the leader, sends batches in order, and after any
+//! failure sends everything unanswered again, in the same order and under the same sequences.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use quorate_proto::v1;
+use quorate_proto::v1::producer_client::ProducerClient;
+use quorate_record::{Batch, ProducerTag};
+use quorate_types::{ErrorCode, PartitionId, ProducerEpoch, ProducerId, Sequence};
+use quorate_wire::ErrorInfo;
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+use tracing::debug;
+
+use crate::client::{Client, MESSAGE_BYTES};
+use crate::error::ClientError;
+use crate::producer::{Acked, Gatherer, ProducerOptions, Sealed};
+
+/// A stream is opened within so long.
+const OPEN: Duration = Duration::from_secs(1);
+/// Pause between tries: first, and at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
+/// A leader that does not answer for longer than the request's own time-out by so much is given up.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// The producer's id, fetched when it is first needed and again when it must begin anew.
+pub(crate) struct ProducerIds {
+    client: Client,
+    current: Mutex<Option<ProducerId>>,
+}
+
+impl ProducerIds {
+    pub(crate) fn new(client: Client) -> Self {
+        Self {
+            client,
+            current: Mutex::default(),
+        }
+    }
+
+    async fn shared(&self) -> Result<ProducerId, ClientError> {
+        let mut current = self.current.lock().await;
+        if let Some(id) = *current {
+            return Ok(id);
+        }
+        let id = self.fresh().await?;
+        *current = Some(id);
+        Ok(id)
+    }
+
+    async fn fresh(&self) -> Result<ProducerId, ClientError> {
+        let mut last = ClientError::Connection("no node is known".into());
+        for node in self.client.nodes() {
+            let mut client = ProducerClient::new(self.client.channel(&node)?);
+            match timeout(OPEN * 5, client.init_producer(v1::InitProducerRequest {})).await {
+                Ok(Ok(answer)) => {
+                    return ProducerId::from_signed(answer.into_inner().producer_id)
+                        .map_err(|error| ClientError::Protocol(error.to_string()));
+                }
+                Ok(Err(status)) => last = status.into(),
+                Err(_) => last = ClientError::Connection(format!("{node}: no answer in time")),
+            }
+        }
+        Err(last)
+    }
+}
+
+/// A batch that has its sequence.
+struct InFlight {
+    sealed: Sealed,
+    batch: Batch,
+    request_id: u64,
+    sent: Option<Instant>,
+}
+
+struct Stream {
+    outgoing: mpsc::Sender<v1::ProduceStreamRequest>,
+    answers: Streaming<v1::ProduceStreamResponse>,
+}
+
+pub(crate) struct Worker {
+    client: Client,
+    options: ProducerOptions,
+    topic: String,
+    partition: PartitionId,
+    gatherer: Arc<Gatherer>,
+    ids: Arc<ProducerIds>,
+    id: Option<ProducerId>,
+    next_sequence: Sequence,
+    next_request: u64,
+    in_flight: VecDeque<InFlight>,
+    stream: Option<Stream>,
+    backoff: Duration,
+}
+
+/// What an answer asks for.
+enum Next {
+    Go,
+    /// The stream is void: everything unanswered is sent again.
+    Again,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        client: Client,
+        options: ProducerOptions,
+        topic: String,
+        partition: PartitionId,
+        gatherer: Arc<Gatherer>,
+        ids: Arc<ProducerIds>,
+    ) -> Self {
+        Self {
+            client,
+            options,
+            topic,
+            partition,
+            gatherer,
+            ids,
+            id: None,
+            next_sequence: Sequence::ZERO,
+            next_request: 0,
+            in_flight: VecDeque::new(),
+            stream: None,
+            backoff: RETRY.0,
+        }
+    }
+
+    pub(crate) async fn run(mut self) {
+        loop {
+            self.expire();
+            self.fill().await;
+            if self.in_flight.is_empty() {
+                self.idle().await;
+                continue;
+            }
+            if self.stream.is_none() {
+                if let Err(error) = self.open().await {
+                    debug!(topic = self.topic, partition = %self.partition, %error, "no stream");
+                    self.pause().await;
+                    continue;
+                }
+            }
+            match self.step().await {
+                Ok(Next::Go) => {}
+                Ok(Next::Again) => self.begin_again().await,
+                Err(status) => {
+                    debug!(topic = self.topic, partition = %self.partition, %status, "stream broke");
+                    self.begin_again().await;
+                }
+            }
+        }
+    }
+
+    /// Takes complete batches up to what may be in flight, and gives them their sequences.
+    async fn fill(&mut self) {
+        while self.in_flight.len() < self.options.in_flight {
+            let Some(sealed) = self.gatherer.take(&self.options) else {
+                return;
+            };
+            let batch = sealed.batch.clone();
+            let mut entry = InFlight {
+                sealed,
+                batch,
+                request_id: 0,
+                sent: None,
+            };
+            if let Some(id) = self.id {
+                self.tag(&mut entry, id);
+            }
+            self.in_flight.push_back(entry);
+        }
+    }
+
+    fn tag(&mut self, entry: &mut InFlight, id: ProducerId) {
+        let tag = ProducerTag {
+            id,
+            epoch: ProducerEpoch::ZERO,
+            base_sequence: self.next_sequence,
+        };
+        self.next_sequence = self.next_sequence.plus(entry.batch.header().record_count);
+        entry.batch = entry.batch.clone().with_producer(tag);
+        entry.sent = None;
+    }
+
+    /// Nothing to send: waits for a record, and then for the batch to be complete.
+    async fn idle(&mut self) {
+        let news = self.gatherer.news.notified();
+        match self.gatherer.due(&self.options) {
+            None => news.await,
+            Some(due) => {
+                tokio::select! {
+                    () = news => {}
+                    () = sleep_until(due) => {}
+                }
+            }
+        }
+    }
+
+    async fn open(&mut self) -> Result<(), ClientError> {
+        if self.id.is_none() {
+            let id = self.ids.shared().await?;
+            self.begin_sequence(id);
+        }
+        let metadata = self.client.metadata();
+        let leader = match metadata.leader(&self.topic, self.partition) {
+            Some(leader) => leader,
+            None => self
+                .client
+                .refresh()
+                .await?
+                .leader(&self.topic, self.partition)
+                .ok_or_else(|| ClientError::Connection("the partition has no leader".into()))?,
+        };
+        let mut client = ProducerClient::new(self.client.channel(&leader)?)
+            .max_decoding_message_size(MESSAGE_BYTES)
+            .max_encoding_message_size(MESSAGE_BYTES);
+        let (outgoing, requests) = mpsc::channel(self.options.in_flight + 1);
+        let opened = timeout(OPEN, client.produce_stream(ReceiverStream::new(requests))).await;
+        let answers = opened
+            .map_err(|_| ClientError::Connection(format!("{leader}: no answer in time")))??
+            .into_inner();
+        for entry in &mut self.in_flight {
+            entry.sent = None;
+        }
+        self.stream = Some(Stream { outgoing, answers });
+        Ok(())
+    }
+
+    /// Gives everything unanswered sequences of a producer that has sent nothing yet.
+    fn begin_sequence(&mut self, id: ProducerId) {
+        self.id = Some(id);
+        self.next_sequence = Sequence::ZERO;
+        let mut entries = std::mem::take(&mut self.in_flight);
+        for entry in &mut entries {
+            self.tag(entry, id);
+        }
+        self.in_flight = entries;
+    }
+
+    /// Sends what is not sent; then waits for an answer, for more to send, or for a deadline.
+    async fn step(&mut self) -> Result<Next, Status> {
+        let Some(mut stream) = self.stream.take() else {
+            return Ok(Next::Again);
+        };
+        for entry in self
+            .in_flight
+            .iter_mut()
+            .filter(|entry| entry.sent.is_none())
+        {
+            self.next_request += 1;
+            entry.request_id = self.next_request;
+            entry.sent = Some(Instant::now());
+            let request = request(&self.options, &self.topic, self.partition, entry);
+            if stream.outgoing.send(request).await.is_err() {
+                return Ok(Next::Again);
+            }
+        }
+        let oldest = self.in_flight.front().and_then(|entry| entry.sent);
+        let give_up = oldest.map(|sent| sent + self.options.request_timeout + GRACE);
+        let expires = self
+            .in_flight
+            .iter()
+            .map(|entry| entry.sealed.deadline)
+            .min();
+        let deadline = give_up
+            .into_iter()
+            .chain(expires)
+            .min()
+            .unwrap_or_else(Instant::now);
+        let room = self.in_flight.len() < self.options.in_flight;
+        let due = self.gatherer.due(&self.options).unwrap_or(deadline);
+        let next = tokio::select! {
+            biased;
+            answer = stream.answers.message() => match answer? {
+                Some(answer) => self.take(answer),
+                None => return Ok(Next::Again),
+            },
+            () = self.gatherer.news.notified(), if room => Next::Go,
+            () = sleep_until(due), if room => Next::Go,
+            () = sleep_until(deadline) => {
+                if give_up.is_some_and(|at| at <= Instant::now()) { Next::Again } else { Next::Go }
+            }
+        };
+        if matches!(next, Next::Go) {
+            self.stream = Some(stream);
+        }
+        Ok(next)
+    }
+
+    fn take(&mut self, answer: v1::ProduceStreamResponse) -> Next {
+        use v1::produce_stream_response::Result as Answer;
+        let found = self
+            .in_flight
+            .iter()
+            .position(|entry| entry.request_id == answer.request_id);
+        let Some(at) = found else { return Next::Go };
+        match answer.result {
+            Some(Answer::Response(response)) => {
+                self.backoff = RETRY.0;
+                if let Some(entry) = self.in_flight.remove(at) {
+                    entry.sealed.fate.decide(Ok(Acked {
+                        partition: self.partition,
+                        offset: response.base_offset,
+                        leader_epoch: response.leader_epoch,
+                        replicas: response.replicas,
+                        fsynced: response.fsynced,
+                    }));
+                }
+                Next::Go
+            }
+            Some(Answer::Error(error)) => self.take_error(at, error),
+            None => Next::Again,
+        }
+    }
+
+    /// Only the oldest batch can fail for good: a later one may have failed because of it, and is
+    /// judged again when it is the oldest.
+    fn take_error(&mut self, at: usize, error: v1::ProduceError) -> Next {
+        let code = ErrorCode::from_name(&error.reason);
+        debug!(topic = self.topic, partition = %self.partition, reason = error.reason, "refused");
+        let gap = code == Some(ErrorCode::OutOfOrderSequenceNumber);
+        if error.retriable || at > 0 {
+            return Next::Again;
+        }
+        if gap {
+            // What this producer wrote is not remembered any more: it begins anew.
+            self.id = None;
+            return Next::Again;
+        }
+        let code = code.unwrap_or(ErrorCode::UnknownServerError);
+        let metadata = error.metadata.into_iter().collect();
+        let info = ErrorInfo {
+            code,
+            message: error.message,
+            metadata,
+        };
+        self.fail_oldest(ClientError::Refused(info));
+        Next::Again
+    }
+
+    /// The oldest batch leaves a gap in the sequences: what follows it begins a new producer.
+    fn fail_oldest(&mut self, error: ClientError) {
+        if let Some(entry) = self.in_flight.pop_front() {
+            entry.sealed.fate.decide(Err(error));
+        }
+        self.id = None;
+    }
+
+    fn expire(&mut self) {
+        let now = Instant::now();
+        while self
+            .in_flight
+            .front()
+            .is_some_and(|entry| entry.sealed.deadline <= now)
+        {
+            let why = "the delivery time-out has passed; the record may be in the log or not";
+            self.fail_oldest(ClientError::TimedOut(why.to_owned()));
+            self.stream = None;
+        }
+    }
+
+    /// The stream is void: learns who leads, and lets the next round send everything again.
+    async fn begin_again(&mut self) {
+        self.stream = None;
+        if self.id.is_none()
+            && let Ok(id) = self.ids.fresh().await
+        {
+            self.begin_sequence(id);
+        }
+        self.pause().await;
+    }
+
+    async fn pause(&mut self) {
+        if let Err(error) = self.client.refresh().await {
+            debug!(%error, "the cluster does not answer");
+        }
+        sleep(self.backoff).await;
+        self.backoff = (self.backoff * 2).min(RETRY.1);
+    }
+}
+
+fn request(
+    options: &ProducerOptions,
+    topic: &str,
+    partition: PartitionId,
+    entry: &InFlight,
+) -> v1::ProduceStreamRequest {
+    let bytes: Bytes = entry.batch.bytes().clone();
+    let timeout = options.request_timeout.as_millis();
+    v1::ProduceStreamRequest {
+        request_id: entry.request_id,
+        request: Some(v1::ProduceRequest {
+            topic: topic.to_owned(),
+            partition: Some(partition.to_signed()),
+            acks: quorate_wire::acks_to_proto(options.acks),
+            payload: Some(v1::produce_request::Payload::Batch(bytes)),
+            timeout_ms: u32::try_from(timeout).unwrap_or(u32::MAX),
+            ..v1::ProduceRequest::default()
+        }),
+    }
+}
