@@ -37,8 +37,9 @@ impl Client {
                 };
                 let refused_connection = matches!(&error, ClientError::Connection(why)
                     if why.contains("tcp connect error"));
-                let undecided = matches!(error, ClientError::Connection(_)) && refused_connection;
-                if !undecided && !(again && error.is_retriable()) {
+                // Nothing was sent where nobody took the connection.
+                let may_go_on = refused_connection || (again && error.is_retriable());
+                if !may_go_on {
                     return Err(error);
                 }
                 last = error;

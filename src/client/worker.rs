@@ -137,12 +137,12 @@ impl Worker {
                 self.idle().await;
                 continue;
             }
-            if self.stream.is_none() {
-                if let Err(error) = self.open().await {
-                    debug!(topic = self.topic, partition = %self.partition, %error, "no stream");
-                    self.pause().await;
-                    continue;
-                }
+            if self.stream.is_none()
+                && let Err(error) = self.open().await
+            {
+                debug!(topic = self.topic, partition = %self.partition, %error, "no stream");
+                self.pause().await;
+                continue;
             }
             match self.step().await {
                 Ok(Next::Go) => {}

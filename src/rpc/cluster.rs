@@ -68,7 +68,10 @@ impl Cluster for Edge {
                     return;
                 }
             }
-            while follow {
+            if !follow {
+                return;
+            }
+            loop {
                 let event = match live.recv().await {
                     Ok(event) if Some(event.index) <= last => continue,
                     Ok(event) => Ok(describe::event(&event)),

@@ -1,0 +1,405 @@
+//! What can be typed: the commands, their flags, their help.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::NonEmptyStringValueParser;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use quorate_types::{Acks, Endpoint, NodeId};
+
+use crate::parse::{Start, config_pair, controller, duration, header_pair, start};
+
+/// A replicated log in one binary.
+#[derive(Debug, Parser)]
+#[command(
+    name = "quorate",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
+#[command(
+    after_help = "Example: a whole cluster on this machine, and a record through it\n  \
+    quorate dev\n  \
+    echo hello | quorate produce demo\n  \
+    quorate consume demo --from beginning --exit-at-end"
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Nodes to ask first, host:port,…; the others are learned from them
+    #[arg(
+        long,
+        global = true,
+        env = "QUORATE_BOOTSTRAP",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:7070",
+        value_name = "HOST:PORT,…"
+    )]
+    pub bootstrap: Vec<Endpoint>,
+
+    /// How results are printed
+    #[arg(long, global = true, value_enum, default_value_t = OutputFormat::Text)]
+    pub output: OutputFormat,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// Tables and sentences.
+    Text,
+    /// JSON with the protocol's field names.
+    Json,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a whole cluster on this machine, or act on the one that runs
+    Dev(DevArgs),
+    /// Run one node
+    Server(Box<ServerArgs>),
+    /// Create, list, describe and delete topics
+    #[command(subcommand)]
+    Topic(TopicCommand),
+    /// Write records: one a line, from stdin or a file
+    Produce(ProduceArgs),
+    /// Read records
+    Consume(ConsumeArgs),
+    /// Look at the cluster
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+}
+
+/// `quorate dev`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    quorate dev                      three nodes, data in a temporary directory\n  \
+    quorate dev --data-dir ./data    data kept\n  \
+    quorate dev kill 2               kill -9 node 2 of the running cluster\n  \
+    quorate dev start 2              and start it again")]
+pub struct DevArgs {
+    /// How many nodes
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=9))]
+    pub nodes: u32,
+
+    /// Where the data is kept; by default in a temporary directory, removed at the end.
+    /// With an action: which running cluster is meant (by default the last started)
+    #[arg(long, global = true, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+
+    /// Node i listens at this port + 10·(i−1) for clients, and at the next port for nodes
+    #[arg(long, default_value_t = 7070, value_parser = clap::value_parser!(u16).range(1..=65_000))]
+    pub base_port: u16,
+
+    /// An action on the running cluster.
+    #[command(subcommand)]
+    pub action: Option<DevAction>,
+}
+
+/// What can be done to a running `quorate dev`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub enum DevAction {
+    /// Kill a node with SIGKILL: it gets no chance to say goodbye
+    Kill {
+        /// The node's number
+        node: u32,
+    },
+    /// Start a node that is down
+    Start {
+        /// The node's number
+        node: u32,
+    },
+    /// Freeze a node with SIGSTOP: its connections stay open, nothing answers
+    Pause {
+        /// The node's number
+        node: u32,
+    },
+    /// Let a frozen node go on
+    Resume {
+        /// The node's number
+        node: u32,
+    },
+    /// Stop the whole cluster cleanly
+    Stop,
+}
+
+/// `quorate server`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: the first of three nodes\n  \
+    quorate server --node-id 1 --data-dir /var/lib/quorate \\\n    \
+    --controllers 1@a:7071,2@b:7071,3@c:7071 --advertise a:7070")]
+pub struct ServerArgs {
+    /// This node's number, 1 or more, unique in the cluster
+    #[arg(long, env = "QUORATE_NODE_ID")]
+    pub node_id: NodeId,
+
+    /// Where everything is kept
+    #[arg(long, env = "QUORATE_DATA_DIR", value_name = "DIR")]
+    pub data_dir: PathBuf,
+
+    /// The voters of the metadata quorum by their internal addresses: 1, 3 or 5, the same list on
+    /// every node
+    #[arg(
+        long,
+        env = "QUORATE_CONTROLLERS",
+        required = true,
+        value_delimiter = ',',
+        value_parser = controller,
+        value_name = "N@HOST:PORT,…"
+    )]
+    pub controllers: Vec<(NodeId, Endpoint)>,
+
+    /// Where clients are listened for
+    #[arg(
+        long,
+        env = "QUORATE_LISTEN",
+        default_value = "0.0.0.0:7070",
+        value_name = "HOST:PORT"
+    )]
+    pub listen: Endpoint,
+
+    /// Where other nodes are listened for
+    #[arg(
+        long,
+        env = "QUORATE_INTERNAL_LISTEN",
+        default_value = "0.0.0.0:7071",
+        value_name = "HOST:PORT"
+    )]
+    pub internal_listen: Endpoint,
+
+    /// How clients reach this node; by default the machine's name with the listener's port
+    #[arg(long, env = "QUORATE_ADVERTISE", value_name = "HOST:PORT")]
+    pub advertise: Option<Endpoint>,
+
+    /// How other nodes reach this node; by default the machine's name with the listener's port
+    #[arg(long, env = "QUORATE_INTERNAL_ADVERTISE", value_name = "HOST:PORT")]
+    pub internal_advertise: Option<Endpoint>,
+
+    /// The rack or zone, for the spread of replicas
+    #[arg(long, env = "QUORATE_RACK")]
+    pub rack: Option<String>,
+
+    #[command(flatten)]
+    pub timing: ServerTiming,
+
+    /// Each sync of a log file takes so much longer, as on a slower disk
+    #[arg(long, hide = true, default_value_t = 0)]
+    pub test_fsync_delay_ms: u64,
+
+    /// End at once when stdin is closed: the starting process has died
+    #[arg(long, hide = true)]
+    pub exit_with_parent: bool,
+}
+
+/// A node's clocks and bounds; each has a default.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Timing and bounds (durations like 500ms, 3s)")]
+pub struct ServerTiming {
+    /// A broker unheard for so long is fenced [default: 3s]
+    #[arg(long, env = "QUORATE_BROKER_SESSION_TIMEOUT", value_parser = duration)]
+    pub broker_session_timeout: Option<Duration>,
+
+    /// Pause between a broker's heartbeats [default: 500ms]
+    #[arg(long, env = "QUORATE_HEARTBEAT_INTERVAL", value_parser = duration)]
+    pub heartbeat_interval: Option<Duration>,
+
+    /// A follower that has not caught up for so long leaves the ISR [default: 10s]
+    #[arg(long, env = "QUORATE_REPLICA_LAG_TIME_MAX", value_parser = duration)]
+    pub replica_lag_time_max: Option<Duration>,
+
+    /// Pause between a Raft leader's heartbeats [default: 100ms]
+    #[arg(long, env = "QUORATE_RAFT_HEARTBEAT", value_parser = duration)]
+    pub raft_heartbeat: Option<Duration>,
+
+    /// The shortest silence before a Raft election [default: 500ms]
+    #[arg(long, env = "QUORATE_RAFT_ELECTION_MIN", value_parser = duration)]
+    pub raft_election_min: Option<Duration>,
+
+    /// The longest silence before a Raft election [default: 1s]
+    #[arg(long, env = "QUORATE_RAFT_ELECTION_MAX", value_parser = duration)]
+    pub raft_election_max: Option<Duration>,
+
+    /// How long a produce may wait where its request does not say [default: 30s]
+    #[arg(long, env = "QUORATE_PRODUCE_TIMEOUT", value_parser = duration)]
+    pub produce_timeout: Option<Duration>,
+
+    /// How long SIGTERM waits for a controlled shutdown [default: 30s]
+    #[arg(long, env = "QUORATE_SHUTDOWN_TIMEOUT", value_parser = duration)]
+    pub shutdown_timeout: Option<Duration>,
+
+    /// A metadata snapshot is taken after so many entries [default: 10000]
+    #[arg(long, env = "QUORATE_SNAPSHOT_EVERY_ENTRIES")]
+    pub snapshot_every_entries: Option<u64>,
+
+    /// So many entries stay in the metadata log behind a snapshot [default: 1000]
+    #[arg(long, env = "QUORATE_SNAPSHOT_KEEP_ENTRIES")]
+    pub snapshot_keep_entries: Option<u64>,
+}
+
+/// `quorate topic`.
+#[derive(Debug, Subcommand)]
+pub enum TopicCommand {
+    /// Create a topic
+    #[command(after_help = "Example:\n  \
+        quorate topic create orders --partitions 6 --config min.insync.replicas=2")]
+    Create {
+        /// The topic's name: a-z, A-Z, 0-9, '.', '_', '-'
+        name: String,
+        /// How many partitions
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        partitions: u32,
+        /// How many replicas of each; by default 3, or the number of brokers where it is smaller
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+        replication_factor: Option<u32>,
+        /// A topic setting by Kafka's name; may be repeated
+        #[arg(long = "config", value_parser = config_pair, value_name = "KEY=VALUE")]
+        config: Vec<(String, String)>,
+    },
+    /// List the topics
+    #[command(after_help = "Example:\n  quorate topic list --output json")]
+    List,
+    /// Show a topic's partitions: leaders, replicas, who is in sync, how much is committed
+    #[command(after_help = "Example:\n  quorate topic describe demo")]
+    Describe {
+        /// The topic's name
+        name: String,
+    },
+    /// Delete a topic with all its records
+    #[command(after_help = "Example:\n  quorate topic delete orders")]
+    Delete {
+        /// The topic's name
+        name: String,
+    },
+}
+
+/// When a produce counts as done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AcksArg {
+    /// When every in-sync replica has it.
+    All,
+    /// When the leader has appended it.
+    #[value(name = "1")]
+    One,
+    /// Once it is sent.
+    #[value(name = "0")]
+    Zero,
+}
+
+impl From<AcksArg> for Acks {
+    fn from(arg: AcksArg) -> Self {
+        match arg {
+            AcksArg::All => Self::All,
+            AcksArg::One => Self::Leader,
+            AcksArg::Zero => Self::None,
+        }
+    }
+}
+
+/// How batches are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum CompressionArg {
+    None,
+    Lz4,
+    Zstd,
+    Snappy,
+    Gzip,
+}
+
+/// `quorate produce`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    echo hello | quorate produce demo\n  \
+    quorate produce orders --file orders.csv --key-separator , --compression lz4")]
+pub struct ProduceArgs {
+    /// The topic
+    pub topic: String,
+
+    /// Read lines from this file instead of stdin
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+
+    /// What stands between a line's key and its value; a line without it stops the command
+    #[arg(long, value_parser = NonEmptyStringValueParser::new(), value_name = "TEXT")]
+    pub key_separator: Option<String>,
+
+    /// Write to this partition; by default by the key's hash, without a key by turns
+    #[arg(long)]
+    pub partition: Option<u32>,
+
+    /// When a record counts as written
+    #[arg(long, value_enum, default_value_t = AcksArg::All)]
+    pub acks: AcksArg,
+
+    /// How batches are compressed
+    #[arg(long, value_enum, default_value_t = CompressionArg::None)]
+    pub compression: CompressionArg,
+
+    /// A header for every record; may be repeated
+    #[arg(long = "header", value_parser = header_pair, value_name = "KEY=VALUE")]
+    pub headers: Vec<(String, String)>,
+}
+
+/// `quorate consume`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    quorate consume demo --from beginning --exit-at-end\n  \
+    quorate consume demo --from 2026-01-31T12:00:00Z --format '{partition}/{offset} {key}: {value}'\n\n\
+    A template may use {topic} {partition} {offset} {timestamp} (RFC 3339) {timestamp_ms} {key}\n\
+    {value} {headers}, and \\t \\n \\\\ {{ }}; a new line follows each record.\n\
+    `json` prints one object a line, `raw` the bytes of the values and nothing else.")]
+pub struct ConsumeArgs {
+    /// The topics
+    #[arg(required = true)]
+    pub topics: Vec<String>,
+
+    /// Where to begin: beginning, end, an offset, or a time as 2026-01-31T12:00:00Z
+    #[arg(long, value_parser = start, default_value = "end")]
+    pub from: Start,
+
+    /// Read this partition only; may be repeated
+    #[arg(long)]
+    pub partition: Vec<u32>,
+
+    /// Stop after so many records
+    #[arg(long, value_name = "N")]
+    pub max: Option<u64>,
+
+    /// Stop at what was the end when the command began
+    #[arg(long)]
+    pub exit_at_end: bool,
+
+    /// A template, json or raw [default: {value}, with --output json: json]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
+}
+
+/// `quorate cluster`.
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Health at a glance; exits with 1 when something is offline
+    #[command(after_help = "Example:\n  quorate cluster status")]
+    Status,
+    /// The brokers: state, addresses, how much each leads and holds
+    #[command(after_help = "Example:\n  quorate cluster brokers --output json")]
+    Brokers,
+    /// The metadata quorum: leader, voters, observers, how far each is
+    #[command(after_help = "Example:\n  quorate cluster quorum")]
+    Quorum,
+    /// Elections, ISR changes, fencings, as the asked node remembers them
+    #[command(after_help = "Example: watch a failover\n  quorate cluster events --follow")]
+    Events {
+        /// Go on with what happens from now on
+        #[arg(long)]
+        follow: bool,
+    },
+}

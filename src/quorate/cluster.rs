@@ -1,0 +1,207 @@
+//! `quorate cluster`.
+
+use quorate_proto::v1;
+use quorate_types::Timestamp;
+use serde_json::{Value, json};
+
+use crate::cli::{ClusterCommand, Global, OutputFormat};
+use crate::failure::{Failure, Outcome};
+use crate::output::{self, Column};
+use crate::parse::rfc3339;
+use crate::{client, told};
+
+fn state(broker: &v1::BrokerDescription) -> &'static str {
+    match broker.state() {
+        v1::BrokerState::Fenced => "fenced",
+        v1::BrokerState::Active => "active",
+        v1::BrokerState::ShuttingDown => "shutting-down",
+    }
+}
+
+fn address(endpoint: Option<&v1::Endpoint>) -> String {
+    endpoint.map_or_else(|| "-".to_owned(), |at| format!("{}:{}", at.host, at.port))
+}
+
+pub(crate) async fn run(global: &Global, command: ClusterCommand) -> Outcome {
+    let client = client(global)?;
+    if let ClusterCommand::Events { follow } = command {
+        return events(global, follow).await;
+    }
+    let cluster = client
+        .describe_cluster()
+        .await
+        .map_err(|error| told("cannot describe the cluster", &error))?;
+    match command {
+        ClusterCommand::Status => status(global, &cluster),
+        ClusterCommand::Brokers => brokers(global, &cluster),
+        ClusterCommand::Quorum => quorum(global, &cluster),
+        ClusterCommand::Events { .. } => Ok(()),
+    }
+}
+
+fn status(global: &Global, cluster: &v1::DescribeClusterResponse) -> Outcome {
+    let partitions = || cluster.topics.iter().flat_map(|topic| &topic.partitions);
+    let offline = partitions()
+        .filter(|partition| partition.leader.is_none())
+        .count();
+    let thin = partitions()
+        .filter(|p| p.isr.len() < p.replicas.len())
+        .count();
+    let active = cluster
+        .brokers
+        .iter()
+        .filter(|b| b.state() == v1::BrokerState::Active)
+        .count();
+    let healthy = offline == 0 && cluster.controller.is_some();
+    match global.output {
+        OutputFormat::Json => output::json(&json!({
+            "cluster_id": cluster.cluster_id,
+            "controller": cluster.controller,
+            "brokers": cluster.brokers.len(),
+            "active_brokers": active,
+            "topics": cluster.topics.len(),
+            "partitions": partitions().count(),
+            "offline_partitions": offline,
+            "under_replicated_partitions": thin,
+        }))?,
+        OutputFormat::Text => {
+            output::line(format!("cluster     {}", cluster.cluster_id))?;
+            output::line(format!(
+                "controller  {}",
+                output::or_dash(cluster.controller)
+            ))?;
+            output::line(format!(
+                "brokers     {active} of {} active",
+                cluster.brokers.len()
+            ))?;
+            output::line(format!(
+                "partitions  {} in {} topics: {offline} offline, {thin} under-replicated",
+                partitions().count(),
+                cluster.topics.len()
+            ))?;
+        }
+    }
+    if healthy { Ok(()) } else { Err(Failure::Said) }
+}
+
+fn brokers(global: &Global, cluster: &v1::DescribeClusterResponse) -> Outcome {
+    if global.output == OutputFormat::Json {
+        let rows: Vec<Value> = cluster
+            .brokers
+            .iter()
+            .map(|broker| {
+                json!({
+                    "node_id": broker.node_id,
+                    "state": state(broker),
+                    "endpoint": address(broker.endpoint.as_ref()),
+                    "internal_endpoint": address(broker.internal_endpoint.as_ref()),
+                    "rack": broker.rack,
+                    "broker_epoch": broker.broker_epoch,
+                    "leaders": broker.leaders,
+                    "replicas": broker.replicas,
+                    "out_of_sync": broker.out_of_sync,
+                })
+            })
+            .collect();
+        return output::json(&rows);
+    }
+    let columns: [Column<v1::BrokerDescription>; 7] = [
+        Column::number("NODE", |b| b.node_id.to_string()),
+        Column::words("STATE", |b| state(b).to_owned()),
+        Column::words("CLIENTS", |b| address(b.endpoint.as_ref())),
+        Column::words("NODES", |b| address(b.internal_endpoint.as_ref())),
+        Column::number("LEADS", |b| b.leaders.to_string()),
+        Column::number("REPLICAS", |b| b.replicas.to_string()),
+        Column::number("OUT OF SYNC", |b| b.out_of_sync.to_string()),
+    ];
+    output::line(output::table(&columns, &cluster.brokers))
+}
+
+fn quorum(global: &Global, cluster: &v1::DescribeClusterResponse) -> Outcome {
+    let quorum = cluster.quorum.clone().unwrap_or_default();
+    let member = |role: &'static str, member: &v1::QuorumMember| {
+        (role, member.clone(), quorum.leader == Some(member.node_id))
+    };
+    let voters = quorum.voters.iter().map(|voter| member("voter", voter));
+    let observers = quorum
+        .observers
+        .iter()
+        .map(|observer| member("observer", observer));
+    let rows: Vec<(&str, v1::QuorumMember, bool)> = voters.chain(observers).collect();
+    if global.output == OutputFormat::Json {
+        let members: Vec<Value> = rows
+            .iter()
+            .map(|(role, member, leads)| {
+                json!({
+                    "node_id": member.node_id,
+                    "role": role,
+                    "leader": leads,
+                    "directory_id": member.directory_id,
+                    "address": member.address,
+                    "matched_index": member.matched_index,
+                })
+            })
+            .collect();
+        return output::json(&json!({
+            "term": quorum.term,
+            "leader": quorum.leader,
+            "members": members,
+            "last_log_index": quorum.last_log_index,
+            "snapshot_index": quorum.snapshot_index,
+            "purged_index": quorum.purged_index,
+        }));
+    }
+    output::line(format!(
+        "term {}, leader {}, as node {} sees it: last entry {}, snapshot {}, purged {}",
+        quorum.term,
+        output::or_dash(quorum.leader),
+        cluster.node_id,
+        quorum.last_log_index,
+        quorum.snapshot_index,
+        quorum.purged_index
+    ))?;
+    let columns: [Column<(&str, v1::QuorumMember, bool)>; 4] = [
+        Column::number("NODE", |row| row.1.node_id.to_string()),
+        Column::words("ROLE", |row| {
+            if row.2 {
+                "leader".to_owned()
+            } else {
+                row.0.to_owned()
+            }
+        }),
+        Column::words("ADDRESS", |row| row.1.address.clone()),
+        Column::number("MATCHED", |row| output::or_dash(row.1.matched_index)),
+    ];
+    output::line(output::table(&columns, &rows))
+}
+
+async fn events(global: &Global, follow: bool) -> Outcome {
+    let failed = |error| told("cannot watch events", &error);
+    let mut events = client(global)?.watch_events(follow).await.map_err(failed)?;
+    loop {
+        let event = match events.message().await {
+            Ok(Some(event)) => event,
+            Ok(None) => return Ok(()),
+            Err(status) => return Err(told("cannot watch events", &status.into())),
+        };
+        match global.output {
+            OutputFormat::Text => {
+                let time = rfc3339(Timestamp::from_millis(event.time_ms));
+                output::line(format!("{time}  {}", event.text))?;
+            }
+            OutputFormat::Json => output::json_line(&json!({
+                "index": event.index,
+                "time_ms": event.time_ms,
+                "kind": event.kind,
+                "node_id": event.node_id,
+                "topic": event.topic,
+                "partition": event.partition,
+                "leader": event.leader,
+                "leader_epoch": event.leader_epoch,
+                "isr": event.isr,
+                "cause": event.cause,
+                "text": event.text,
+            }))?,
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! `quorate consume`.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufWriter, Write};
+
+use quorate_client::{Assignment, Client, Consumed, ConsumerOptions};
+use quorate_proto::v1::list_offsets_request::{Earliest, Latest, Position};
+use quorate_types::{Offset, PartitionId};
+
+use crate::cli::{ConsumeArgs, Global, OutputFormat};
+use crate::failure::{Failure, Outcome};
+use crate::format::Format;
+use crate::parse::Start;
+use crate::{client, told};
+
+/// Where to begin in each partition, and where `--exit-at-end` ends.
+struct Plan {
+    assigned: Vec<Assignment>,
+    ends: BTreeMap<(String, PartitionId), Offset>,
+}
+
+async fn offset(
+    client: &Client,
+    topic: &str,
+    partition: PartitionId,
+    position: Position,
+) -> Result<Option<Offset>, Failure> {
+    let found = client.list_offset(topic, partition, position).await;
+    let found = found.map_err(|error| told(format!("cannot read {topic}-{partition}"), &error))?;
+    Ok(found.and_then(|offset| Offset::from_signed(offset).ok()))
+}
+
+async fn plan(client: &Client, args: &ConsumeArgs) -> Result<Plan, Failure> {
+    let mut plan = Plan {
+        assigned: Vec::new(),
+        ends: BTreeMap::new(),
+    };
+    for topic in &args.topics {
+        let what = format!("cannot read {topic}");
+        let info = client
+            .topic(topic)
+            .await
+            .map_err(|error| told(&what, &error))?;
+        let count = u32::try_from(info.partitions.len()).unwrap_or(u32::MAX);
+        let wanted: Vec<u32> = if args.partition.is_empty() {
+            (0..count).collect()
+        } else {
+            args.partition.clone()
+        };
+        for number in wanted {
+            if number >= count {
+                let why = format!("it has {count} partitions, no {number}");
+                return Err(Failure::new(what, why));
+            }
+            let partition = PartitionId::new(number);
+            let end = offset(client, topic, partition, Position::Latest(Latest {})).await?;
+            let end = end.unwrap_or_default();
+            let start = match args.from {
+                Start::Beginning => {
+                    offset(client, topic, partition, Position::Earliest(Earliest {})).await?
+                }
+                Start::End => Some(end),
+                Start::At(at) => Some(at),
+                Start::Time(at) => {
+                    let position = Position::TimestampMs(at.millis());
+                    Some(
+                        offset(client, topic, partition, position)
+                            .await?
+                            .unwrap_or(end),
+                    )
+                }
+            };
+            let start = start.unwrap_or_default();
+            if args.exit_at_end && start >= end {
+                continue;
+            }
+            plan.ends.insert((topic.clone(), partition), end);
+            plan.assigned.push(Assignment {
+                topic: topic.clone(),
+                partition,
+                offset: start,
+            });
+        }
+    }
+    Ok(plan)
+}
+
+pub(crate) async fn run(global: &Global, args: ConsumeArgs) -> Outcome {
+    let format = match (&args.format, global.output) {
+        (Some(format), _) => {
+            Format::parse(format).map_err(|why| Failure::new("cannot use --format", why))?
+        }
+        (None, OutputFormat::Json) => Format::Json,
+        (None, OutputFormat::Text) => {
+            Format::parse("{value}").map_err(|why| Failure::new("cannot use --format", why))?
+        }
+    };
+    let client = client(global)?;
+    let Plan { assigned, mut ends } = plan(&client, &args).await?;
+    let mut out = BufWriter::with_capacity(1 << 16, io::stdout());
+    let mut left = args.max.unwrap_or(u64::MAX);
+    if assigned.is_empty() || left == 0 {
+        return Ok(());
+    }
+    let mut consumer = client.consumer(assigned, ConsumerOptions::default());
+    while let Some(consumed) = consumer.poll().await {
+        let consumed = consumed.map_err(|error| told("reading stopped", &error))?;
+        let key = (consumed.topic.clone(), consumed.partition);
+        let end = ends.get(&key).copied();
+        if args.exit_at_end && end.is_none() {
+            continue;
+        }
+        let until = end.filter(|_| args.exit_at_end);
+        print(&format, &mut out, &consumed, until, &mut left).map_err(Failure::stdout)?;
+        if until.is_some_and(|end| consumed.next >= end) {
+            ends.remove(&key);
+        }
+        // What is there is shown before the next wait.
+        out.flush().map_err(Failure::stdout)?;
+        if left == 0 || (args.exit_at_end && ends.is_empty()) {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn print(
+    format: &Format,
+    out: &mut impl Write,
+    consumed: &Consumed,
+    until: Option<Offset>,
+    left: &mut u64,
+) -> io::Result<()> {
+    for record in &consumed.records {
+        if *left == 0 || until.is_some_and(|end| record.offset >= end) {
+            break;
+        }
+        format.write(out, &consumed.topic, consumed.partition.get(), record)?;
+        *left -= 1;
+    }
+    Ok(())
+}

@@ -1,0 +1,75 @@
+//! How `quorate dev kill 2` reaches the `quorate dev` that runs: a socket in its data directory,
+//! and a note of the last one started.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::timeout;
+
+/// An action and its answer take at most so long.
+const ANSWER: Duration = Duration::from_secs(60);
+/// The longest line.
+const LINE: u64 = 256;
+
+/// Where the directory of the last started cluster is noted; one note a user.
+fn note() -> PathBuf {
+    let user = nix::unistd::getuid();
+    std::env::temp_dir().join(format!("quorate-dev-{user}"))
+}
+
+fn socket(directory: &Path) -> PathBuf {
+    directory.join("dev.sock")
+}
+
+/// Opens the socket and notes the directory.
+pub(crate) fn open(directory: &Path) -> io::Result<UnixListener> {
+    let path = socket(directory);
+    // Left behind by one that was killed; a live one holds the nodes' ports anyway.
+    let _none = fs::remove_file(&path);
+    let listener = UnixListener::bind(path)?;
+    fs::write(note(), directory.as_os_str().as_encoded_bytes())?;
+    Ok(listener)
+}
+
+/// Takes one action from a connection.
+pub(crate) async fn receive(stream: UnixStream) -> io::Result<(String, UnixStream)> {
+    let mut reader = BufReader::new(stream.take(LINE));
+    let mut line = String::new();
+    timeout(ANSWER, reader.read_line(&mut line))
+        .await
+        .map_err(io::Error::other)??;
+    Ok((line.trim().to_owned(), reader.into_inner().into_inner()))
+}
+
+/// Answers an action: empty for done, else why not.
+pub(crate) async fn answer(mut stream: UnixStream, text: &str) -> io::Result<()> {
+    stream.write_all(text.as_bytes()).await
+}
+
+/// Sends an action to the running cluster in `directory`, or to the last started.
+pub(crate) async fn send(directory: Option<PathBuf>, action: &str) -> io::Result<String> {
+    let directory = match directory {
+        Some(directory) => directory,
+        None => PathBuf::from(fs::read_to_string(note()).map_err(|_| nobody())?),
+    };
+    let mut stream = UnixStream::connect(socket(&directory))
+        .await
+        .map_err(|_| nobody())?;
+    stream.write_all(format!("{action}\n").as_bytes()).await?;
+    let mut text = String::new();
+    timeout(ANSWER, stream.read_to_string(&mut text))
+        .await
+        .map_err(io::Error::other)??;
+    Ok(text)
+}
+
+fn nobody() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::NotFound,
+        "no running `quorate dev` was found",
+    )
+}

@@ -1,0 +1,167 @@
+//! What goes to stdout: sentences, tables that line up, JSON. A closed pipe ends a command
+//! quietly and never panics.
+
+use std::io::{self, Write};
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, Table};
+use serde::Serialize;
+
+use crate::cli::OutputFormat;
+use crate::failure::Failure;
+
+/// Prints one line to stdout.
+pub fn line(text: impl AsRef<str>) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{}", text.as_ref())
+        .and_then(|()| stdout.flush())
+        .map_err(Failure::stdout)
+}
+
+/// Prints a value as JSON, over several lines.
+pub fn json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Failure::new("could not write JSON", error))?;
+    line(text)
+}
+
+/// Prints a value as JSON on one line.
+pub fn json_line(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string(value)
+        .map_err(|error| Failure::new("could not write JSON", error))?;
+    line(text)
+}
+
+/// Prints rows as JSON, or as a table with one column for each of `columns`.
+pub fn rows<T: Serialize>(
+    format: OutputFormat,
+    columns: &[Column<T>],
+    rows: &[T],
+) -> Result<(), Failure> {
+    match format {
+        OutputFormat::Json => json(&rows),
+        OutputFormat::Text => line(table(columns, rows)),
+    }
+}
+
+/// A column of a table: its heading, and what a row shows in it.
+pub struct Column<T> {
+    /// The heading.
+    pub heading: &'static str,
+    /// Whether it holds numbers, which are lined up at their end.
+    pub number: bool,
+    /// The text of a row.
+    pub text: fn(&T) -> String,
+}
+
+impl<T> Column<T> {
+    /// A column of words.
+    pub const fn words(heading: &'static str, text: fn(&T) -> String) -> Self {
+        Self {
+            heading,
+            number: false,
+            text,
+        }
+    }
+
+    /// A column of numbers.
+    pub const fn number(heading: &'static str, text: fn(&T) -> String) -> Self {
+        Self {
+            heading,
+            number: true,
+            text,
+        }
+    }
+}
+
+/// The rows under their headings, without borders.
+pub fn table<T>(columns: &[Column<T>], rows: &[T]) -> String {
+    let mut table = Table::new();
+    table
+        .load_preset(NOTHING)
+        .set_header(columns.iter().map(|column| column.heading));
+    for row in rows {
+        table.add_row(columns.iter().map(|column| (column.text)(row)));
+    }
+    for (shown, column) in table.column_iter_mut().zip(columns) {
+        shown.set_padding((0, 2));
+        if column.number {
+            shown.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+        .lines()
+        .map(|line| line.trim_end().to_owned())
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// `1,2,3`, or `-` for none.
+pub fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
+    let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
+    if items.is_empty() {
+        "-".to_owned()
+    } else {
+        items.join(",")
+    }
+}
+
+/// The value, or `-` for none.
+pub fn or_dash<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+/// A count with separators: `1,234,567`.
+pub fn grouped(count: u64) -> String {
+    let digits = count.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A size in decimal units: `12.3 MB`.
+pub fn bytes(count: u64) -> String {
+    let mut size = count as f64;
+    for unit in ["B", "kB", "MB", "GB"] {
+        if size < 1_000.0 {
+            return if unit == "B" {
+                format!("{count} B")
+            } else {
+                format!("{size:.1} {unit}")
+            };
+        }
+        size /= 1_000.0;
+    }
+    format!("{size:.1} TB")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_lines_up_without_trailing_blanks() {
+        let columns: [Column<(&str, u32)>; 2] = [
+            Column::words("NAME", |row| row.0.to_owned()),
+            Column::number("COUNT", |row| row.1.to_string()),
+        ];
+        let shown = table(&columns, &[("a", 7), ("longer", 1_000)]);
+        assert_eq!(shown, "NAME    COUNT\na           7\nlonger   1000");
+    }
+
+    #[test]
+    fn counts_and_sizes_are_readable() {
+        assert_eq!(grouped(7), "7");
+        assert_eq!(grouped(1_234_567), "1,234,567");
+        assert_eq!(bytes(999), "999 B");
+        assert_eq!(bytes(12_345_678), "12.3 MB");
+        assert_eq!(list([1, 2, 3]), "1,2,3");
+        assert_eq!(list::<u32>([]), "-");
+        assert_eq!(or_dash(None::<u32>), "-");
+    }
+}

@@ -1,0 +1,228 @@
+//! `quorate produce`: a record a line.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IsTerminal};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use quorate_client::{ClientError, Delivery, ProducerOptions, ToSend};
+use quorate_record::{Compression, RecordHeader};
+use quorate_types::PartitionId;
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use crate::cli::{CompressionArg, Global, OutputFormat, ProduceArgs};
+use crate::failure::{Failure, Outcome};
+use crate::output::{self, grouped};
+use crate::{client, told};
+
+/// Lines handed over at a time, and how many such blocks may wait.
+const BLOCK: usize = 1_024;
+const BLOCKS: usize = 16;
+
+impl From<CompressionArg> for Compression {
+    fn from(arg: CompressionArg) -> Self {
+        match arg {
+            CompressionArg::None => Self::None,
+            CompressionArg::Lz4 => Self::Lz4,
+            CompressionArg::Zstd => Self::Zstd,
+            CompressionArg::Snappy => Self::Snappy,
+            CompressionArg::Gzip => Self::Gzip,
+        }
+    }
+}
+
+/// How many records were decided, and how.
+#[derive(Default)]
+struct Tally {
+    acknowledged: u64,
+    failed: u64,
+    first_error: Option<ClientError>,
+}
+
+impl Tally {
+    fn note(&mut self, records: u64, result: &Result<quorate_client::Acked, ClientError>) {
+        match result {
+            Ok(_) => self.acknowledged += records,
+            Err(error) => {
+                self.failed += records;
+                self.first_error.get_or_insert_with(|| error.clone());
+            }
+        }
+    }
+}
+
+/// Reads lines in a thread of its own: a terminal or a pipe may block.
+fn lines(args: &ProduceArgs) -> Result<mpsc::Receiver<io::Result<Vec<Vec<u8>>>>, Failure> {
+    let mut source: Box<dyn BufRead + Send> = match &args.file {
+        Some(path) => {
+            let file = File::open(path)
+                .map_err(|error| Failure::new(format!("cannot read {}", path.display()), error))?;
+            Box::new(BufReader::with_capacity(1 << 20, file))
+        }
+        None => Box::new(BufReader::with_capacity(1 << 16, io::stdin())),
+    };
+    // From a terminal every line is sent at once.
+    let interactive = args.file.is_none();
+    let (sender, receiver) = mpsc::channel(BLOCKS);
+    std::thread::spawn(move || {
+        let mut block = Vec::with_capacity(BLOCK);
+        loop {
+            let mut line = Vec::new();
+            match source.read_until(b'\n', &mut line) {
+                Ok(0) => break,
+                Ok(_) => {
+                    if line.ends_with(b"\n") {
+                        line.pop();
+                    }
+                    block.push(line);
+                }
+                Err(error) => {
+                    let _gone = sender.blocking_send(Err(error));
+                    return;
+                }
+            }
+            let starved = interactive && sender.capacity() == BLOCKS;
+            if (block.len() == BLOCK || starved)
+                && sender
+                    .blocking_send(Ok(std::mem::take(&mut block)))
+                    .is_err()
+            {
+                return;
+            }
+        }
+        if !block.is_empty() {
+            let _gone = sender.blocking_send(Ok(block));
+        }
+    });
+    Ok(receiver)
+}
+
+fn bar() -> Option<ProgressBar> {
+    if !io::stderr().is_terminal() {
+        return None;
+    }
+    let bar = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {human_pos} records, {per_sec}") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(100));
+    Some(bar)
+}
+
+pub(crate) async fn run(global: &Global, args: ProduceArgs) -> Outcome {
+    let what = format!("cannot produce to {}", args.topic);
+    let client = client(global)?;
+    client
+        .topic(&args.topic)
+        .await
+        .map_err(|error| told(&what, &error))?;
+    let mut blocks = lines(&args)?;
+    let producer = client.producer(ProducerOptions {
+        acks: args.acks.into(),
+        compression: args.compression.into(),
+        ..ProducerOptions::default()
+    });
+    let headers: Vec<RecordHeader> = args
+        .headers
+        .iter()
+        .map(|(key, value)| RecordHeader {
+            key: key.clone(),
+            value: Some(value.clone().into()),
+        })
+        .collect();
+    // Deliveries are awaited in the order they were made, by a task of its own.
+    let (sent, mut deliveries) = mpsc::channel::<Vec<Delivery>>(1_024);
+    let bar = bar();
+    let shown = bar.clone();
+    let counting = tokio::spawn(async move {
+        let mut tally = Tally::default();
+        while let Some(block) = deliveries.recv().await {
+            for delivery in block {
+                let result = delivery.wait().await;
+                tally.note(1, &result);
+            }
+            if let Some(bar) = &shown {
+                bar.set_position(tally.acknowledged);
+            }
+        }
+        tally
+    });
+    let began = Instant::now();
+    let mut stopped = None;
+    let mut number = 0_u64;
+    'reading: while let Some(block) = blocks.recv().await {
+        let block = block.map_err(|error| Failure::new(&what, error))?;
+        let mut made = Vec::with_capacity(block.len());
+        for line in &block {
+            number += 1;
+            let (key, value) = match &args.key_separator {
+                None => (None, &line[..]),
+                Some(separator) => match memchr::memmem::find(line, separator.as_bytes()) {
+                    Some(at) => (Some(&line[..at]), &line[at + separator.len()..]),
+                    None => {
+                        let why = format!("line {number} has no {separator:?}");
+                        stopped = Some(Failure::new(&what, why));
+                        break;
+                    }
+                },
+            };
+            let record = ToSend {
+                key,
+                value: Some(value),
+                headers: &headers,
+                timestamp: None,
+                partition: args.partition.map(PartitionId::new),
+            };
+            match producer.send(&args.topic, record).await {
+                Ok(delivery) => made.push(delivery),
+                Err(error) => {
+                    stopped = Some(told(&what, &error));
+                    break;
+                }
+            }
+        }
+        if sent.send(made).await.is_err() || stopped.is_some() {
+            break 'reading;
+        }
+    }
+    drop(sent);
+    producer.close().await;
+    let tally = counting.await.map_err(|error| Failure::new(&what, error))?;
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    report(global, &args, &tally, began.elapsed())?;
+    if let Some(failure) = stopped {
+        return Err(failure);
+    }
+    match tally.first_error {
+        Some(error) => {
+            let failed = grouped(tally.failed);
+            Err(told(
+                format!("{failed} records were not acknowledged"),
+                &error,
+            ))
+        }
+        None => Ok(()),
+    }
+}
+
+fn report(global: &Global, args: &ProduceArgs, tally: &Tally, took: Duration) -> Outcome {
+    let seconds = took.as_secs_f64();
+    let rate = tally.acknowledged as f64 / seconds.max(1e-9);
+    match global.output {
+        OutputFormat::Json => output::json(&json!({
+            "topic": args.topic,
+            "acknowledged": tally.acknowledged,
+            "failed": tally.failed,
+            "seconds": seconds,
+            "records_per_second": rate,
+        })),
+        OutputFormat::Text => output::line(format!(
+            "{} records acknowledged in {seconds:.2} s ({} records/s)",
+            grouped(tally.acknowledged),
+            grouped(rate as u64)
+        )),
+    }
+}

@@ -1,1 +1,0 @@
-//! Load, recorded histories and checkers.
