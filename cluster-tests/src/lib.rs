@@ -1,1 +1,8 @@
-//! Simulator, and the harness for tests of whole clusters.
+//! What the tests of whole clusters share: real processes on ports that the kernel gives, one
+//! cluster at a time on the machine, and a history that knows what must be in the log.
+
+mod harness;
+mod history;
+
+pub use harness::{Cluster, eventually};
+pub use history::{History, Sent, Stored, Violation, check};

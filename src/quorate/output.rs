@@ -7,7 +7,6 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
-use crate::cli::OutputFormat;
 use crate::failure::Failure;
 
 /// Prints one line to stdout.
@@ -30,18 +29,6 @@ pub fn json_line(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string(value)
         .map_err(|error| Failure::new("could not write JSON", error))?;
     line(text)
-}
-
-/// Prints rows as JSON, or as a table with one column for each of `columns`.
-pub fn rows<T: Serialize>(
-    format: OutputFormat,
-    columns: &[Column<T>],
-    rows: &[T],
-) -> Result<(), Failure> {
-    match format {
-        OutputFormat::Json => json(&rows),
-        OutputFormat::Text => line(table(columns, rows)),
-    }
 }
 
 /// A column of a table: its heading, and what a row shows in it.
@@ -116,28 +103,12 @@ pub fn grouped(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
     }
     text
-}
-
-/// A size in decimal units: `12.3 MB`.
-pub fn bytes(count: u64) -> String {
-    let mut size = count as f64;
-    for unit in ["B", "kB", "MB", "GB"] {
-        if size < 1_000.0 {
-            return if unit == "B" {
-                format!("{count} B")
-            } else {
-                format!("{size:.1} {unit}")
-            };
-        }
-        size /= 1_000.0;
-    }
-    format!("{size:.1} TB")
 }
 
 #[cfg(test)]
@@ -155,11 +126,9 @@ mod tests {
     }
 
     #[test]
-    fn counts_and_sizes_are_readable() {
+    fn counts_and_lists_are_readable() {
         assert_eq!(grouped(7), "7");
         assert_eq!(grouped(1_234_567), "1,234,567");
-        assert_eq!(bytes(999), "999 B");
-        assert_eq!(bytes(12_345_678), "12.3 MB");
         assert_eq!(list([1, 2, 3]), "1,2,3");
         assert_eq!(list::<u32>([]), "-");
         assert_eq!(or_dash(None::<u32>), "-");
