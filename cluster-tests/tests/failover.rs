@@ -1,5 +1,6 @@
 //! A producer writes numbered keyed records with `acks=all` while nodes are killed; afterwards
 //! every acknowledged record is where it was acknowledged, in order per key, once.
+#![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
 use std::path::Path;
 use std::sync::Arc;
