@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -19,6 +20,9 @@ const SEGMENT: usize = 2 << 20;
 /// A page has 16 values at most before it is split; sled's limit for a page is SEGMENT / 4.
 const PIECE: usize = 16 << 10;
 const CACHE: u64 = 4 << 20;
+/// How long an opening waits for sled's own threads to let go of the file.
+const RELEASED: Duration = Duration::from_secs(10);
+const RELEASE_POLL: Duration = Duration::from_millis(5);
 const PURGE_STEP: usize = 1024;
 
 const VOTE: &[u8] = b"vote";
@@ -66,18 +70,34 @@ fn index_of(key: &[u8]) -> io::Result<u64> {
         .ok_or_else(|| damaged(format!("the Raft log has a key of {} bytes", key.len())))
 }
 
+/// sled's own threads may hold the file, and its lock, for a moment after the last handle on an
+/// earlier opening is gone. No other process can: the data directory's lock keeps it out.
+fn open_when_free(config: &sled::Config) -> sled::Result<sled::Db> {
+    let until = Instant::now() + RELEASED;
+    loop {
+        match config.open() {
+            Err(sled::Error::Io(error))
+                if error.to_string().contains("could not acquire lock")
+                    && Instant::now() < until =>
+            {
+                std::thread::sleep(RELEASE_POLL);
+            }
+            opened => return opened,
+        }
+    }
+}
+
 impl Disk {
     /// Opens or makes the store, brings all that it read to the disk and checks that the log has
     /// no hole.
     pub(crate) fn open(path: &Path) -> io::Result<(Arc<Self>, Found)> {
         std::fs::create_dir_all(path)?;
-        let db = sled::Config::new()
+        let config = sled::Config::new()
             .path(path)
             .flush_every_ms(None)
             .cache_capacity(CACHE)
-            .segment_size(SEGMENT)
-            .open()
-            .map_err(other)?;
+            .segment_size(SEGMENT);
+        let db = open_when_free(&config).map_err(other)?;
         let log = db.open_tree("log").map_err(other)?;
         let marks = db.open_tree("marks").map_err(other)?;
         let file = File::options()
