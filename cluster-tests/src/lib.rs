@@ -3,6 +3,7 @@
 
 mod harness;
 mod history;
+pub mod sim;
 
 pub use harness::{Cluster, eventually};
 pub use history::{History, Sent, Stored, Violation, check};

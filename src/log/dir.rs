@@ -10,6 +10,8 @@ pub enum OpenMode {
     Read,
     /// Made where it does not exist; read, appended to, truncated.
     Append,
+    /// It must exist; read and written in place.
+    Overwrite,
 }
 
 /// A name in a directory.
@@ -87,6 +89,12 @@ pub trait DirFile: Send + Sync + 'static {
     /// # Errors
     /// Those of the system; some of the bytes may have been written.
     fn append(&self, parts: &[&[u8]]) -> io::Result<()>;
+
+    /// Writes in place, in a file opened with [`OpenMode::Overwrite`].
+    ///
+    /// # Errors
+    /// Those of the system; some of the bytes may have been written.
+    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()>;
 
     /// Reads at a position, as many bytes as are there; fewer than asked only at the end.
     ///

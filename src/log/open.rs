@@ -42,6 +42,8 @@ struct Scanned {
     index: Index,
     size: u64,
     end: Offset,
+    /// Where the first batch begins that is not known to be on the disk.
+    unsure_from: Option<u64>,
     /// Why it ended before the file did, and whether what is left looks like the beginning of one
     /// batch that was never written whole.
     cut: Option<(BatchError, bool)>,
@@ -51,6 +53,8 @@ struct Opening<'a, D: Dir> {
     dir: &'a Arc<D>,
     path: &'a str,
     options: LogOptions,
+    same_boot: bool,
+    recovery_point: Offset,
     epochs: LeaderEpochCache,
     segments: Vec<Arc<Segment<D>>>,
     scanned: bool,
@@ -94,6 +98,8 @@ impl<D: Dir> PartitionLog<D> {
             dir: &dir,
             path,
             options,
+            same_boot: cx.same_boot,
+            recovery_point: positions.recovery_point,
             epochs: known_epochs.unwrap_or_default(),
             segments: Vec::new(),
             scanned: false,
@@ -152,7 +158,7 @@ impl<D: Dir> PartitionLog<D> {
             generation: 0,
             dirty: Vec::new(),
             dirty_folder: true,
-            flushing: false,
+            in_flight: None,
             failed: None,
             positions: Arc::new(positions_file),
             checkpointed: positions,
@@ -239,6 +245,9 @@ impl<D: Dir> Opening<'_, D> {
                         file.truncate(scanned.size).map_err(at(&path))?;
                         ended = true;
                     }
+                    if let (true, Some(from)) = (self.same_boot, scanned.unsure_from) {
+                        self.write_again(&path, from, scanned.size)?;
+                    }
                     (scanned.index, scanned.size, scanned.end)
                 }
             };
@@ -258,6 +267,22 @@ impl<D: Dir> Opening<'_, D> {
             )));
         }
         Ok(end)
+    }
+
+    /// Writes what may be in the page cache only once more, in place: after a sync that failed in
+    /// the last life the kernel takes those pages for written, and no further sync would write
+    /// them (R13).
+    fn write_again(&self, path: &str, from: u64, to: u64) -> Result<(), LogError> {
+        let file = self.dir.open(path, OpenMode::Overwrite).map_err(at(path))?;
+        let mut position = from;
+        let mut buffer = vec![0; SCAN.min((to - from) as usize)];
+        while position < to {
+            let piece = &mut buffer[..SCAN.min((to - position) as usize)];
+            file.read_at(piece, position).map_err(at(path))?;
+            file.write_at(piece, position).map_err(at(path))?;
+            position += piece.len() as u64;
+        }
+        file.sync_data().map_err(at(path))
     }
 
     fn note_corrupt(&mut self, what: String) {
@@ -301,6 +326,7 @@ impl<D: Dir> Opening<'_, D> {
             index: Index::default(),
             size: 0,
             end: base,
+            unsure_from: None,
             cut: None,
         };
         // What the epochs file says of this segment is replaced by what its batches say; an epoch
@@ -319,6 +345,9 @@ impl<D: Dir> Opening<'_, D> {
                     self.epochs.assign(epoch, header.base_offset);
                     let interval = self.options.index_interval_bytes;
                     found.index.note(header, found.size, interval);
+                    if header.end_offset() > self.recovery_point {
+                        found.unsure_from.get_or_insert(found.size);
+                    }
                     found.size += header.size as u64;
                     found.end = header.end_offset();
                 }

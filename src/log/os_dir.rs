@@ -42,8 +42,14 @@ impl Dir for OsDir {
         let path = self.path(path);
         let mut options = OpenOptions::new();
         options.read(true);
-        if mode == OpenMode::Append {
-            options.append(true).create(true);
+        match mode {
+            OpenMode::Read => {}
+            OpenMode::Append => {
+                options.append(true).create(true);
+            }
+            OpenMode::Overwrite => {
+                options.write(true);
+            }
         }
         let file = options.open(&path).map_err(named(&path))?;
         Ok(OsFile { file })
@@ -122,6 +128,10 @@ impl DirFile for OsFile {
             }
         }
         Ok(())
+    }
+
+    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, at)
     }
 
     fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
@@ -221,6 +231,10 @@ pub struct SlowFile<F> {
 impl<F: DirFile> DirFile for SlowFile<F> {
     fn append(&self, parts: &[&[u8]]) -> io::Result<()> {
         self.inner.append(parts)
+    }
+
+    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.inner.write_at(bytes, at)
     }
 
     fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {

@@ -45,6 +45,15 @@ impl Default for LogOptions {
     }
 }
 
+/// A flush under way. Only its completion tells whether the disk took what it covers: a second
+/// sync of the same file would not be told of an error that the first one met (R13).
+pub(crate) struct InFlight<D: Dir> {
+    files: Vec<Arc<D::File>>,
+    folder: bool,
+    /// Synced meanwhile by the log itself; counts once the flush has succeeded.
+    synced: Offset,
+}
+
 /// One partition's log. Offsets are exclusive ends.
 pub struct PartitionLog<D: Dir> {
     pub(crate) dir: Arc<D>,
@@ -65,7 +74,8 @@ pub struct PartitionLog<D: Dir> {
     pub(crate) dirty: Vec<Arc<D::File>>,
     /// Names that are not synced.
     pub(crate) dirty_folder: bool,
-    pub(crate) flushing: bool,
+    /// What a flush that is under way covers.
+    pub(crate) in_flight: Option<InFlight<D>>,
     pub(crate) failed: Option<String>,
     pub(crate) positions: Arc<D::File>,
     pub(crate) checkpointed: Positions,
@@ -95,6 +105,12 @@ impl<D: Dir> PartitionLog<D> {
     /// Epoch of the last batch, or a newer one begun since.
     pub fn last_epoch(&self) -> Option<LeaderEpoch> {
         self.epochs.last()
+    }
+
+    /// Epoch of the last record; none where there is no record.
+    pub fn last_record_epoch(&self) -> Option<LeaderEpoch> {
+        let last = self.log_end.get().checked_sub(1).map(Offset::new)?;
+        (last >= self.log_start).then(|| self.epochs.epoch_at(last))?
     }
 
     /// Epochs and their first offsets.
@@ -148,7 +164,7 @@ impl<D: Dir> PartitionLog<D> {
                 got: batch.base_offset(),
             });
         }
-        if let Some(last) = self.epochs.last()
+        if let Some(last) = self.last_record_epoch()
             && batch.leader_epoch() < last
         {
             return Err(LogError::EpochFell {
@@ -172,6 +188,8 @@ impl<D: Dir> PartitionLog<D> {
             .note(batch.header(), position, interval);
         segment.set_size(position + batch.size() as u64);
         self.shared.appended(batch);
+        // An epoch that was begun here and holds no record is no part of the history.
+        self.epochs.truncate_to(self.log_end);
         self.epochs
             .assign(batch.leader_epoch(), batch.base_offset());
         self.producers.update(batch.header());
@@ -258,17 +276,21 @@ impl<D: Dir> PartitionLog<D> {
         Ok(())
     }
 
-    /// Syncs everything here and now.
+    /// Syncs everything here and now. While a flush is under way it counts only with that.
     pub(crate) fn sync_now(&mut self) -> Result<(), LogError> {
-        for file in &self.dirty {
+        let in_flight = self.in_flight.iter().flat_map(|flight| &flight.files);
+        for file in in_flight.chain(&self.dirty) {
             file.sync_data().map_err(at(&self.path))?;
         }
-        if self.dirty_folder {
+        if self.dirty_folder || self.in_flight.as_ref().is_some_and(|flight| flight.folder) {
             self.dir.sync_dir(&self.path).map_err(at(&self.path))?;
         }
         self.dirty.clear();
         self.dirty_folder = false;
-        self.flushed_end = self.log_end;
+        match &mut self.in_flight {
+            Some(flight) => flight.synced = self.log_end,
+            None => self.flushed_end = self.log_end,
+        }
         Ok(())
     }
 
@@ -290,32 +312,39 @@ impl<D: Dir> PartitionLog<D> {
     /// has failed.
     pub fn start_flush(&mut self) -> Option<FlushTicket<D>> {
         let clean = self.dirty.is_empty() && !self.dirty_folder;
-        if clean || self.flushing || self.failed.is_some() {
+        if clean || self.in_flight.is_some() || self.failed.is_some() {
             return None;
         }
-        self.flushing = true;
+        let files = std::mem::take(&mut self.dirty);
+        let folder = std::mem::take(&mut self.dirty_folder);
+        self.in_flight = Some(InFlight {
+            files: files.clone(),
+            folder,
+            synced: Offset::ZERO,
+        });
         Some(FlushTicket {
             dir: Arc::clone(&self.dir),
-            files: std::mem::take(&mut self.dirty),
-            folder: std::mem::take(&mut self.dirty_folder).then(|| self.path.clone()),
+            files,
+            folder: folder.then(|| self.path.clone()),
             end: self.log_end,
             generation: self.generation,
         })
     }
 
-    /// Takes a flush's completion; one from before a truncation changes nothing (R13).
+    /// Takes a flush's completion; the end of one from before a truncation means nothing (R13).
     ///
     /// # Errors
     /// When the flush failed: the log takes nothing more until it is cut.
     pub fn complete_flush(&mut self, done: FlushDone) -> Result<(), LogError> {
-        self.flushing = false;
-        if done.generation != self.generation {
-            return Ok(());
-        }
+        let synced = self.in_flight.take().map(|flight| flight.synced);
         if let Some(error) = done.error {
             return Err(self.fail(at(&self.path)(error)));
         }
-        self.flushed_end = self.flushed_end.max(done.end);
+        let end = synced.unwrap_or_default();
+        self.flushed_end = self.flushed_end.max(end);
+        if done.generation == self.generation {
+            self.flushed_end = self.flushed_end.max(done.end);
+        }
         Ok(())
     }
 

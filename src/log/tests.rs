@@ -12,7 +12,8 @@ use quorate_types::{
 use tempfile::TempDir;
 
 use crate::{
-    DataDirectory, LogError, LogOptions, OsDir, PartitionLog, RecoveryContext, RecoveryReport,
+    DataDirectory, FlushDone, LogError, LogOptions, OsDir, PartitionLog, RecoveryContext,
+    RecoveryReport,
 };
 
 const PATH: &str = "logs/t-0";
@@ -378,4 +379,58 @@ fn a_partition_set_aside_is_found_no_more() {
     assert_eq!(left(), 1);
     directory.partitions(Duration::ZERO).unwrap();
     assert_eq!(left(), 0);
+}
+
+#[test]
+fn a_roll_or_a_new_epoch_counts_nothing_as_flushed_whose_flush_is_under_way() {
+    let root = TempDir::new().unwrap();
+    let (mut log, _) = open(&root, AFTER_KILL);
+    append(&mut log, 1, 3, 0);
+    let ticket = log.start_flush().unwrap();
+    while log.shared.segments.read().len() == 1 {
+        append(&mut log, 1, 3, 1);
+    }
+    log.begin_epoch(LeaderEpoch::new(2)).unwrap();
+    assert_eq!(log.flushed_end(), Offset::ZERO);
+    let synced = log.log_end();
+    append(&mut log, 2, 1, 2);
+    log.complete_flush(ticket.run()).unwrap();
+    assert_eq!(log.flushed_end(), synced);
+}
+
+#[test]
+fn a_failed_flush_counts_also_when_the_log_was_cut_meanwhile() {
+    let root = TempDir::new().unwrap();
+    let (mut log, _) = open(&root, AFTER_KILL);
+    for mark in 0..4 {
+        append(&mut log, 1, 1, mark);
+    }
+    let ticket = log.start_flush().unwrap();
+    log.truncate_to(Offset::new(2)).unwrap();
+    assert_eq!(log.flushed_end(), Offset::ZERO);
+    let failed = FlushDone {
+        error: Some(std::io::Error::other("lost")),
+        ..ticket.run()
+    };
+    assert!(log.complete_flush(failed).is_err());
+    log.cut_to_flushed().unwrap();
+    assert_eq!(log.log_end(), Offset::ZERO);
+}
+
+#[test]
+fn an_epoch_that_was_begun_without_a_record_is_no_bar_to_older_ones() {
+    let root = TempDir::new().unwrap();
+    let (mut log, _) = open(&root, AFTER_KILL);
+    append(&mut log, 1, 1, 0);
+    log.begin_epoch(LeaderEpoch::new(3)).unwrap();
+    // Another replica leads at epoch 4 and has a record of epoch 2 here.
+    append(&mut log, 2, 1, 1);
+    assert_eq!(
+        log.epochs().epoch_at(Offset::new(1)),
+        Some(LeaderEpoch::new(2))
+    );
+    assert!(matches!(
+        log.append(&batch(2, 1, 1, 2), Timestamp::from_millis(0)),
+        Err(LogError::EpochFell { .. })
+    ));
 }

@@ -58,7 +58,6 @@ impl<D: Dir> PartitionLog<D> {
     pub fn cut_to_flushed(&mut self) -> Result<(), LogError> {
         self.failed = None;
         self.generation += 1;
-        self.flushing = false;
         let cut = self.cut(self.flushed_end);
         cut.map_err(|error| self.fail(error))
     }
@@ -103,6 +102,7 @@ impl<D: Dir> PartitionLog<D> {
         self.mark_dirty(&active);
         self.dirty_folder = true;
         self.log_end = cut;
+        self.flushed_end = recovery_point;
         self.high_watermark = high_watermark;
         self.epochs.truncate_to(cut);
         self.write_epochs()?;

@@ -43,15 +43,6 @@ pub(crate) enum Followed {
     Damaged(String),
 }
 
-/// The epoch of the log's last record.
-fn last_record_epoch<D: Dir>(log: &PartitionLog<D>) -> Option<LeaderEpoch> {
-    let last = log.log_end().get().checked_sub(1)?;
-    if Offset::new(last) < log.log_start() {
-        return None;
-    }
-    log.epochs().epoch_at(Offset::new(last))
-}
-
 impl ReplicaFollower {
     pub(crate) fn new(leader: NodeId, view: PartitionView, timing: &Timing, now: Duration) -> Self {
         Self {
@@ -80,7 +71,7 @@ impl ReplicaFollower {
             leader_epoch: self.epoch,
             broker_epoch: self.view.my_epoch,
             fetch_offset: log.log_end(),
-            last_fetched_epoch: last_record_epoch(log),
+            last_fetched_epoch: log.last_record_epoch(),
         });
         out.push(Action::ToLeader {
             leader: self.leader,
@@ -184,7 +175,7 @@ impl ReplicaFollower {
         };
         for batch in &batches {
             let falls = log
-                .last_epoch()
+                .last_record_epoch()
                 .is_some_and(|last| batch.leader_epoch() < last);
             let beyond = batch.leader_epoch() > self.epoch;
             if batch.base_offset() != log.log_end() || falls || beyond {
@@ -259,7 +250,7 @@ impl ReplicaFollower {
             diverged.end_offset,
         )
         .max(log.log_start());
-        let unclean = self.view.registration.unclean_epoch > last_record_epoch(log);
+        let unclean = self.view.registration.unclean_epoch > log.last_record_epoch();
         if end < log.high_watermark() && !unclean {
             return Followed::Damaged(format!(
                 "the leader's history ends at {end}, {} is committed here",

@@ -1,0 +1,198 @@
+//! What goes wrong, and when. Each run has a few kinds of faults only, drawn from its seed, so that
+//! a rare combination is not drowned by the others (swarm testing).
+
+use quorate_replication::{Event, Faults, StreamId};
+use quorate_types::NodeId;
+use rand::Rng;
+use rand::seq::IndexedRandom;
+
+use super::world::{Scheduled, World, ms};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    Kill,
+    KillAll,
+    PowerLoss,
+    PowerLossOfAll,
+    Pause,
+    Shutdown,
+    BreakStream,
+    Apart,
+    CutOffController,
+    FenceWrongly,
+    NewTerm,
+    QuorumAway,
+    StallDisk,
+    FailSync,
+    Congest,
+}
+
+pub(super) const FAULTS: [Fault; 15] = [
+    Fault::Kill,
+    Fault::KillAll,
+    Fault::PowerLoss,
+    Fault::PowerLossOfAll,
+    Fault::Pause,
+    Fault::Shutdown,
+    Fault::BreakStream,
+    Fault::Apart,
+    Fault::CutOffController,
+    Fault::FenceWrongly,
+    Fault::NewTerm,
+    Fault::QuorumAway,
+    Fault::StallDisk,
+    Fault::FailSync,
+    Fault::Congest,
+];
+
+impl<F: Faults> World<F> {
+    /// The next thing goes wrong.
+    pub(super) fn fault_turn(&mut self) {
+        if self.settling {
+            return;
+        }
+        if let Some(fault) = self.enabled.choose(&mut self.rng).copied() {
+            self.strike(fault);
+        }
+        let longest = self.fault_gap;
+        let wait = ms(self.rng.random_range(5..longest));
+        self.at(wait, Scheduled::FaultTurn);
+    }
+
+    fn any_node(&mut self) -> NodeId {
+        // Leaders are where it hurts.
+        let leader = self.quorum.registration().and_then(|r| r.leader);
+        match leader {
+            Some(leader) if self.rng.random_bool(0.4) => leader,
+            _ => {
+                let nodes = self.node_ids();
+                nodes[self.rng.random_range(0..nodes.len())]
+            }
+        }
+    }
+
+    fn any_stream(&mut self) -> Option<StreamId> {
+        let streams: Vec<StreamId> = self.network.streams.keys().copied().collect();
+        streams.choose(&mut self.rng).copied()
+    }
+
+    fn start_later(&mut self, node: NodeId) {
+        let wait = ms(self.rng.random_range(10..1_500));
+        self.at(wait, Scheduled::Start { node });
+    }
+
+    fn strike(&mut self, fault: Fault) {
+        let node = self.any_node();
+        let until = self.now + ms(self.rng.random_range(50..2_500));
+        match fault {
+            Fault::Kill => {
+                self.kill(node);
+                self.start_later(node);
+            }
+            Fault::KillAll => {
+                for node in self.node_ids() {
+                    self.kill(node);
+                    self.start_later(node);
+                }
+            }
+            Fault::PowerLoss => {
+                self.lose_power(node);
+                self.start_later(node);
+            }
+            Fault::PowerLossOfAll => {
+                for node in self.node_ids() {
+                    self.lose_power(node);
+                    self.start_later(node);
+                }
+            }
+            Fault::Pause => self.pause(node, until - self.now),
+            Fault::Shutdown => self.begin_shutdown(node),
+            Fault::BreakStream => {
+                if let Some(stream) = self.any_stream() {
+                    self.break_stream(stream);
+                }
+            }
+            Fault::Apart => self.part(node, until),
+            Fault::CutOffController => {
+                self.note(&format!("node {node} does not reach the controller"));
+                self.controller.cut_off.insert(node, until);
+            }
+            Fault::FenceWrongly => self.fence_wrongly(node),
+            Fault::NewTerm => {
+                self.quorum.term += 1;
+                let away = ms(self.rng.random_range(0..300));
+                self.quorum.available_at = self.now + away;
+            }
+            Fault::QuorumAway => self.quorum.available_at = until,
+            Fault::StallDisk => {
+                self.note(&format!("node {node}: its disk stalls"));
+                self.node_mut(node).stalled_until = until;
+            }
+            Fault::FailSync => {
+                self.note(&format!("node {node}: its syncs fail"));
+                let state = self.node_mut(node);
+                if state.process.is_some() {
+                    state.disk_failed = true;
+                    state.disk.fail_syncs(1);
+                }
+            }
+            Fault::Congest => {
+                if let Some(stream) = self.any_stream() {
+                    self.congested.insert(stream);
+                    self.at(until - self.now, Scheduled::RoomAgain { stream });
+                }
+            }
+        }
+    }
+
+    fn pause(&mut self, node: NodeId, time: std::time::Duration) {
+        let Some(process) = self.process_mut(node) else {
+            return;
+        };
+        if !process.paused {
+            process.paused = true;
+            let life = process.life;
+            self.note(&format!("node {node} is paused"));
+            self.at(time, Scheduled::Resume { node, life });
+        }
+    }
+
+    /// The process goes on: what came meanwhile comes now, in its order.
+    pub(super) fn resume(&mut self, node: NodeId) {
+        let Some(process) = self.process_mut(node) else {
+            return;
+        };
+        process.paused = false;
+        let stash = std::mem::take(&mut process.stash);
+        self.note(&format!("node {node} goes on"));
+        for event in stash {
+            self.handle(event);
+        }
+    }
+
+    fn part(&mut self, node: NodeId, until: std::time::Duration) {
+        let others: Vec<NodeId> = self.node_ids().into_iter().filter(|n| *n != node).collect();
+        let Some(other) = others.choose(&mut self.rng).copied() else {
+            return;
+        };
+        self.note(&format!("nodes {node} and {other} are apart"));
+        let pair = (node.min(other), node.max(other));
+        self.network.apart.insert(pair, until);
+        let between = self.network.streams.iter();
+        let streams: Vec<StreamId> = between
+            .filter(|(_, s)| (s.follower.min(s.leader), s.follower.max(s.leader)) == pair)
+            .map(|(stream, _)| *stream)
+            .collect();
+        for stream in streams {
+            self.break_stream(stream);
+        }
+    }
+
+    pub(super) fn room_again(&mut self, stream: StreamId) {
+        self.congested.remove(&stream);
+        if let Some(state) = self.network.streams.get(&stream) {
+            let leader = state.leader;
+            self.step(leader, Event::RoomAgain { stream });
+        }
+    }
+}
