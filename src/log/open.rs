@@ -342,7 +342,8 @@ impl<D: Dir> Opening<'_, D> {
                         break;
                     }
                     epoch = header.leader_epoch;
-                    self.epochs.assign(epoch, header.base_offset);
+                    let (base, end) = (header.base_offset, header.end_offset());
+                    self.epochs.note_records(epoch, base, end);
                     let interval = self.options.index_interval_bytes;
                     found.index.note(header, found.size, interval);
                     if header.end_offset() > self.recovery_point {

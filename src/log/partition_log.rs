@@ -188,10 +188,8 @@ impl<D: Dir> PartitionLog<D> {
             .note(batch.header(), position, interval);
         segment.set_size(position + batch.size() as u64);
         self.shared.appended(batch);
-        // An epoch that was begun here and holds no record is no part of the history.
-        self.epochs.truncate_to(self.log_end);
-        self.epochs
-            .assign(batch.leader_epoch(), batch.base_offset());
+        let (epoch, base) = (batch.leader_epoch(), batch.base_offset());
+        self.epochs.note_records(epoch, base, batch.end_offset());
         self.producers.update(batch.header());
         self.log_end = batch.end_offset();
         self.mark_dirty(&segment.file);
@@ -361,7 +359,8 @@ impl<D: Dir> PartitionLog<D> {
     pub fn checkpoint(&mut self) -> Result<(), LogError> {
         self.usable()?;
         let now = Positions {
-            high_watermark: self.high_watermark,
+            // Beyond what is flushed a power loss may take it, and would not be damage (R9, R10).
+            high_watermark: self.high_watermark.min(self.flushed_end),
             recovery_point: self.flushed_end,
             log_start: self.log_start,
         };

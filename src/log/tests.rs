@@ -425,12 +425,34 @@ fn an_epoch_that_was_begun_without_a_record_is_no_bar_to_older_ones() {
     log.begin_epoch(LeaderEpoch::new(3)).unwrap();
     // Another replica leads at epoch 4 and has a record of epoch 2 here.
     append(&mut log, 2, 1, 1);
-    assert_eq!(
-        log.epochs().epoch_at(Offset::new(1)),
-        Some(LeaderEpoch::new(2))
-    );
+    let second = Some(LeaderEpoch::new(2));
+    assert_eq!(log.epochs().epoch_at(Offset::new(1)), second);
     assert!(matches!(
         log.append(&batch(2, 1, 1, 2), Timestamp::from_millis(0)),
         Err(LogError::EpochFell { .. })
     ));
+    flush(&mut log);
+    drop(log);
+    // What was written when the epoch was begun does not come back.
+    let (log, _) = open(&root, AFTER_KILL);
+    assert_eq!(log.epochs().epoch_at(Offset::new(1)), second);
+}
+
+#[test]
+fn a_power_loss_of_what_only_the_page_cache_had_is_no_damage() {
+    let root = TempDir::new().unwrap();
+    let (mut log, _) = open(&root, AFTER_KILL);
+    append(&mut log, 1, 1, 0);
+    flush(&mut log);
+    append(&mut log, 1, 1, 1);
+    // Committed by the page caches of all replicas (`durability = page-cache`).
+    log.set_high_watermark(Offset::new(2));
+    log.checkpoint().unwrap();
+    let file = root.path().join(PATH).join("00000000000000000000.log");
+    drop(log);
+    let length = std::fs::metadata(&file).unwrap().len();
+    let file = std::fs::OpenOptions::new().write(true).open(file).unwrap();
+    file.set_len(length / 2).unwrap();
+    let (log, report) = open(&root, AFTER_POWER_LOSS);
+    assert_eq!((report.damaged, log.log_end()), (None, Offset::new(1)));
 }

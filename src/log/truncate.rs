@@ -79,7 +79,7 @@ impl<D: Dir> PartitionLog<D> {
         let high_watermark = self.high_watermark.min(cut);
         let recovery_point = self.flushed_end.min(cut);
         let positions = Positions {
-            high_watermark,
+            high_watermark: high_watermark.min(recovery_point),
             recovery_point,
             log_start: self.log_start,
         };

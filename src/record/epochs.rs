@@ -26,6 +26,28 @@ impl LeaderEpochCache {
         self.entries.push((epoch, first));
     }
 
+    /// Notes that the records from `base` to `end` are of `epoch`. What contradicts them goes: an
+    /// epoch that was begun there, and never held a record before older ones came from another
+    /// replica.
+    pub fn note_records(&mut self, epoch: LeaderEpoch, base: Offset, end: Offset) {
+        let last = self.entries.last();
+        if last.is_some_and(|(last, start)| *last == epoch && *start <= base) {
+            return;
+        }
+        self.entries.retain(|(other, start)| {
+            let begun_in_vain = *start <= base && *other > epoch;
+            let within = *start > base && *start < end;
+            let falls = *start >= end && *other <= epoch;
+            !(begun_in_vain || within || falls)
+        });
+        let next = self.entries.partition_point(|(_, start)| *start <= base);
+        match self.entries[..next].last().copied() {
+            Some((last, _)) if last == epoch => {}
+            Some((_, start)) if start == base => self.entries[next - 1] = (epoch, base),
+            _ => self.entries.insert(next, (epoch, base)),
+        }
+    }
+
     /// The newest epoch.
     pub fn last(&self) -> Option<LeaderEpoch> {
         self.entries.last().map(|(epoch, _)| *epoch)
@@ -108,6 +130,24 @@ mod tests {
         let cache = cache(&[(1, 0), (2, 10), (3, 10)]);
         assert_eq!(cache.entries().len(), 2);
         assert_eq!(end(&cache, 2), Some((1, 10)));
+    }
+
+    #[test]
+    fn records_tell_more_than_an_epoch_that_was_begun_in_vain() {
+        let mut cache = cache(&[(1, 0), (9, 10), (12, 20)]);
+        let note = |cache: &mut LeaderEpochCache, epoch, base, end| {
+            cache.note_records(LeaderEpoch::new(epoch), Offset::new(base), Offset::new(end));
+        };
+        note(&mut cache, 8, 10, 15);
+        note(&mut cache, 8, 15, 20);
+        note(&mut cache, 12, 20, 21);
+        note(&mut cache, 13, 30, 31);
+        let starts: Vec<_> = cache
+            .entries()
+            .iter()
+            .map(|(e, o)| (e.get(), o.get()))
+            .collect();
+        assert_eq!(starts, [(1, 0), (8, 10), (12, 20), (13, 30)]);
     }
 
     #[test]

@@ -165,9 +165,11 @@ impl<D: Dir, F: Faults> Replica<D, F> {
         let serving = view.serving || F::RESUME_OLD_EPOCH;
         match &mut self.role {
             Role::Damaged => return,
-            // Back only where the cluster has taken note: another epoch, or out of the ISR.
+            // Back only where the cluster has taken note: out of the ISR, or told and at another
+            // epoch.
             Role::Failed(failed)
-                if epoch <= *failed && view.registration.isr.contains(&self.me) =>
+                if view.registration.isr.contains(&self.me)
+                    && (epoch <= *failed || self.notice.is_some()) =>
             {
                 return;
             }

@@ -83,7 +83,7 @@ impl<F: Faults> World<F> {
             if self.clients.producers[client].ops.len() < IN_FLIGHT {
                 self.new_op(client);
             }
-            let wait = ms(self.rng.random_range(2..60));
+            let wait = ms(self.rng.random_range(2..self.pace));
             self.at(wait, Scheduled::ProducerTurn { client });
         }
     }

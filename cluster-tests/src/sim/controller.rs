@@ -9,7 +9,7 @@ use quorate_replication::Faults;
 use quorate_types::NodeId;
 use rand::Rng;
 
-use super::world::{PARTITION, SESSION, Scheduled, World, ms};
+use super::world::{SESSION, Scheduled, World, ms};
 
 #[derive(Default)]
 pub(super) struct Controller {
@@ -24,11 +24,6 @@ impl<F: Faults> World<F> {
     pub(super) fn controller_turn(&mut self) {
         for node in self.node_ids() {
             self.look_after(node);
-        }
-        let preferred = if self.settling { 0.0 } else { 0.01 };
-        if self.rng.random_bool(preferred) {
-            let partitions = vec![PARTITION];
-            self.propose_as_controller(Command::ElectPreferredLeaders { partitions });
         }
         let wait = ms(self.rng.random_range(10..50));
         self.at(wait, Scheduled::ControllerTurn);

@@ -1,12 +1,13 @@
 //! What goes wrong, and when. Each run has a few kinds of faults only, drawn from its seed, so that
 //! a rare combination is not drowned by the others (swarm testing).
 
+use quorate_metadata::Command;
 use quorate_replication::{Event, Faults, StreamId};
 use quorate_types::NodeId;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
-use super::world::{Scheduled, World, ms};
+use super::world::{PARTITION, Scheduled, World, ms};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
@@ -20,6 +21,7 @@ pub(super) enum Fault {
     Apart,
     CutOffController,
     FenceWrongly,
+    ElectPreferred,
     NewTerm,
     QuorumAway,
     StallDisk,
@@ -27,7 +29,7 @@ pub(super) enum Fault {
     Congest,
 }
 
-pub(super) const FAULTS: [Fault; 15] = [
+pub(super) const FAULTS: [Fault; 16] = [
     Fault::Kill,
     Fault::KillAll,
     Fault::PowerLoss,
@@ -38,6 +40,7 @@ pub(super) const FAULTS: [Fault; 15] = [
     Fault::Apart,
     Fault::CutOffController,
     Fault::FenceWrongly,
+    Fault::ElectPreferred,
     Fault::NewTerm,
     Fault::QuorumAway,
     Fault::StallDisk,
@@ -71,6 +74,16 @@ impl<F: Faults> World<F> {
         }
     }
 
+    /// Every replica lives and is in the ISR.
+    fn all_in_sync(&self) -> bool {
+        let members = self.quorum.registration().map_or(0, |r| r.isr.len());
+        members == 3
+            && self
+                .node_ids()
+                .iter()
+                .all(|node| self.process(*node).is_some())
+    }
+
     fn any_stream(&mut self) -> Option<StreamId> {
         let streams: Vec<StreamId> = self.network.streams.keys().copied().collect();
         streams.choose(&mut self.rng).copied()
@@ -96,8 +109,15 @@ impl<F: Faults> World<F> {
                 }
             }
             Fault::PowerLoss => {
-                self.lose_power(node);
-                self.start_later(node);
+                if self.page_cache {
+                    // Only what a slow disk has not taken yet can be lost.
+                    let soon = ms(self.rng.random_range(20..300));
+                    self.node_mut(node).stalled_until = self.now + soon;
+                    self.hold_streams_of(node);
+                    self.at(soon, Scheduled::PowerFails { node });
+                } else {
+                    self.power_fails(node);
+                }
             }
             Fault::PowerLossOfAll => {
                 for node in self.node_ids() {
@@ -111,6 +131,10 @@ impl<F: Faults> World<F> {
                 if let Some(stream) = self.any_stream() {
                     self.break_stream(stream);
                 }
+            }
+            Fault::ElectPreferred => {
+                let partitions = vec![PARTITION];
+                self.propose_as_controller(Command::ElectPreferredLeaders { partitions });
             }
             Fault::Apart => self.part(node, until),
             Fault::CutOffController => {
@@ -142,6 +166,16 @@ impl<F: Faults> World<F> {
                     self.at(until - self.now, Scheduled::RoomAgain { stream });
                 }
             }
+        }
+    }
+
+    pub(super) fn power_fails(&mut self, node: NodeId) {
+        // From the page cache two members at once may take with them what was acknowledged.
+        if !self.page_cache || self.all_in_sync() {
+            self.lose_power(node);
+            self.start_later(node);
+        } else {
+            self.release_streams_of(node);
         }
     }
 

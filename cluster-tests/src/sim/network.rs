@@ -1,7 +1,7 @@
 //! Streams between followers and leaders: in order and whole within one, at their own pace
 //! between two, so that what an old stream still holds may come after what a newer one brought.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use quorate_replication::{Event, Faults, FollowerMessage, LeaderMessage, StreamId};
@@ -21,6 +21,9 @@ pub(super) struct Stream {
     /// The same to the follower.
     down_at: Duration,
     follower_has_it: bool,
+    /// What is on its way to the leader waits for the follower's next subscription, to come after
+    /// it.
+    held: Option<VecDeque<FollowerMessage>>,
 }
 
 /// What a follower has towards a leader.
@@ -40,6 +43,10 @@ pub(super) struct Network {
 }
 
 impl Network {
+    fn held(&mut self, stream: StreamId) -> Option<&mut VecDeque<FollowerMessage>> {
+        self.streams.get_mut(&stream)?.held.as_mut()
+    }
+
     fn are_apart(&self, a: NodeId, b: NodeId, now: Duration) -> bool {
         let pair = (a.min(b), a.max(b));
         self.apart.get(&pair).is_some_and(|until| *until > now)
@@ -111,6 +118,7 @@ impl<F: Faults> World<F> {
             up_at: self.now,
             down_at: self.now,
             follower_has_it: true,
+            held: None,
         };
         self.network.streams.insert(stream, state);
         self.network
@@ -129,6 +137,12 @@ impl<F: Faults> World<F> {
         if self.life(to) != life {
             return;
         }
+        if let Some(held) = self.network.held(stream) {
+            return held.push_back(message);
+        }
+        if matches!(message, FollowerMessage::Subscribe(_)) {
+            self.release(from, to);
+        }
         if self.whole_trace {
             self.note(&format!("{from} -> {to} on {}: {}", stream.0, up(&message)));
         }
@@ -140,6 +154,39 @@ impl<F: Faults> World<F> {
                 message,
             },
         );
+    }
+
+    /// What a follower says from now on waits for its next subscription.
+    pub(super) fn hold_streams_of(&mut self, follower: NodeId) {
+        let streams = self.network.streams.values_mut();
+        for state in streams.filter(|state| state.follower == follower) {
+            state.held.get_or_insert_default();
+        }
+    }
+
+    /// A follower has subscribed anew: what its older streams have held back comes now.
+    fn release(&mut self, follower: NodeId, leader: NodeId) {
+        self.release_where(|state| (state.follower, state.leader) == (follower, leader));
+    }
+
+    /// What a follower's streams have held back comes now.
+    pub(super) fn release_streams_of(&mut self, follower: NodeId) {
+        self.release_where(|state| state.follower == follower);
+    }
+
+    fn release_where(&mut self, concerned: impl Fn(&Stream) -> bool) {
+        let mut released = Vec::new();
+        for (stream, state) in &mut self.network.streams {
+            if concerned(state) {
+                let held = state.held.take().unwrap_or_default();
+                released.extend(held.into_iter().map(|message| (*stream, message)));
+            }
+        }
+        let mut wait = ms(self.rng.random_range(0..6));
+        for (stream, message) in released {
+            wait += Duration::from_micros(self.rng.random_range(0..500));
+            self.at(wait, Scheduled::Up { stream, message });
+        }
     }
 
     /// What a leader said arrives.
@@ -173,11 +220,18 @@ impl<F: Faults> World<F> {
         state.follower_has_it = false;
         let (follower, leader, life) = (state.follower, state.leader, state.follower_life);
         self.congested.remove(&stream);
-        let lingers = if self.settling || self.rng.random_bool(0.5) {
-            self.delay()
+        let under_way = state.up_at.saturating_sub(self.now);
+        let lingers = if state.held.is_some() {
+            under_way + ms(2_500)
+        } else if self.settling || self.rng.random_bool(0.4) {
+            Duration::ZERO
+        } else if self.rng.random_bool(0.5) {
+            state.held = Some(VecDeque::new());
+            under_way + ms(2_500)
         } else {
-            ms(self.rng.random_range(0..4_000))
+            under_way
         };
+        let lingers = lingers + self.delay();
         self.at(lingers, Scheduled::UpEnds { stream });
         self.note(&format!("stream {} breaks", stream.0));
         if self.life(follower) == life {

@@ -441,7 +441,13 @@ impl<F: Faults> World<F> {
             return;
         };
         if let Some(replica) = &process.replica {
-            let seen = Seen::look(replica, process.life, before, &state.disk, FOLDER);
+            let seen = Seen::look(
+                replica,
+                (process.life, process.epoch.is_some()),
+                before,
+                &state.disk,
+                FOLDER,
+            );
             self.seen.insert(node, seen);
         }
     }

@@ -59,6 +59,8 @@ pub fn payload_of(batch: &Batch) -> u32 {
 pub struct Seen {
     /// Of which process.
     pub life: u64,
+    /// The process is registered.
+    pub registered: bool,
     /// What it is.
     pub status: Status,
     /// Its log by first offset.
@@ -81,7 +83,7 @@ impl Seen {
     /// Looks at a replica; `before` is what was seen of the same process.
     pub fn look<F: Faults>(
         replica: &Replica<SimDisk, F>,
-        life: u64,
+        (life, registered): (u64, bool),
         before: Option<Self>,
         disk: &SimDisk,
         folder: &str,
@@ -97,6 +99,7 @@ impl Seen {
         let flushed = log.flushed_end().get();
         Self {
             life,
+            registered,
             status: replica.status(),
             batches,
             new_from: from,
@@ -188,6 +191,8 @@ pub struct Consumed {
 pub struct Sight<'a> {
     /// Whose replica has stepped; none where the quorum has applied something.
     pub changed: Option<NodeId>,
+    /// The topic's `durability` is `page-cache`.
+    pub page_cache: bool,
     /// Living replicas.
     pub replicas: &'a BTreeMap<NodeId, Seen>,
     /// The registration as committed.

@@ -91,6 +91,9 @@ pub(super) enum Scheduled {
     RoomAgain {
         stream: StreamId,
     },
+    PowerFails {
+        node: NodeId,
+    },
     ProposalArrives(Envelope),
     ProposalAnswered {
         node: NodeId,
@@ -141,8 +144,12 @@ pub(super) struct World<F: Faults> {
     pub(super) clients: Clients,
     pub(super) timing: Timing,
     pub(super) segment_bytes: u64,
+    /// The topic's `durability` is `page-cache`.
+    pub(super) page_cache: bool,
     pub(super) enabled: Vec<Fault>,
     pub(super) fault_gap: u64,
+    /// The longest pause of a producer, in ms.
+    pub(super) pace: u64,
     /// How often a message takes long.
     slowness: f64,
     lagging: Option<NodeId>,
@@ -182,6 +189,13 @@ impl<F: Faults> World<F> {
             .into_iter()
             .filter(|_| rng.random_bool(0.45))
             .collect();
+        let page_cache = rng.random_bool(0.3);
+        if page_cache {
+            // Either may take with it what was acknowledged from the page cache.
+            let beyond = [Fault::PowerLossOfAll, Fault::FailSync];
+            enabled.retain(|fault| !beyond.contains(fault));
+            enabled.extend([Fault::PowerLoss, Fault::StallDisk]);
+        }
         if enabled.is_empty() {
             enabled.push(Fault::Kill);
         }
@@ -201,8 +215,10 @@ impl<F: Faults> World<F> {
             .then(|| NodeId::new(rng.random_range(1..=3)));
         Self {
             fault_gap: rng.random_range(60..900),
+            pace: [60, 60, 500][rng.random_range(0..3)],
             slowness: [0.0, 0.005, 0.03][rng.random_range(0..3)],
             segment_bytes: rng.random_range(400..6_000),
+            page_cache,
             rng,
             now: Duration::ZERO,
             queue: BTreeMap::new(),
@@ -239,7 +255,15 @@ impl<F: Faults> World<F> {
             self.violate("three brokers never came up".to_owned());
         }
         let minimum = if self.rng.random_bool(0.8) { "2" } else { "1" };
-        let config = BTreeMap::from([("min.insync.replicas".to_owned(), minimum.to_owned())]);
+        let durability = if self.page_cache {
+            "page-cache"
+        } else {
+            "fsync"
+        };
+        let config = [("min.insync.replicas", minimum), ("durability", durability)];
+        let config = config
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into();
         let seed = self.rng.random();
         self.apply_now(Command::CreateTopic(CreateTopic {
             name: TopicName::new("t").expect("a good name"),
@@ -307,6 +331,7 @@ impl<F: Faults> World<F> {
         self.network.apart.clear();
         for node in self.node_ids() {
             self.node_mut(node).stalled_until = self.now;
+            self.release_streams_of(node);
             // An operator starts a node again whose disk has failed.
             if self.node(node).disk_failed {
                 self.kill(node);
@@ -331,6 +356,11 @@ impl<F: Faults> World<F> {
         let Some(registration) = self.quorum.registration() else {
             return Some("no topic".to_owned());
         };
+        // I9 speaks of partitions with a live member. From the page cache the last one can be lost,
+        // from the disk never.
+        if self.page_cache && registration.isr.is_empty() {
+            return None;
+        }
         if registration.isr.len() != 3 || registration.leader.is_none() {
             return Some(format!("{registration:?}"));
         }
@@ -403,6 +433,7 @@ impl<F: Faults> World<F> {
         let registration = self.quorum.registration().cloned();
         let sight = Sight {
             changed,
+            page_cache: self.page_cache,
             replicas: &self.seen,
             committed: registration.as_ref(),
             acked: &self.acked,
@@ -487,6 +518,11 @@ impl<F: Faults> World<F> {
             Scheduled::Break { stream } => self.break_stream(stream),
             Scheduled::UpEnds { stream } => self.up_ends(stream),
             Scheduled::RoomAgain { stream } => self.room_again(stream),
+            Scheduled::PowerFails { node } => {
+                if !self.settling {
+                    self.power_fails(node);
+                }
+            }
             Scheduled::ProposalArrives(envelope) => self.proposal_arrives(envelope),
             Scheduled::ProposalAnswered {
                 node,

@@ -2,7 +2,8 @@
 //! batch.
 //!
 //! Not verified: members whose process is down; they are looked at when it is back, by what its
-//! disk has kept.
+//! disk has kept. With `durability = page-cache`, processes that have not registered: what their
+//! machine lost is told at the registration (R9).
 
 use std::collections::BTreeMap;
 
@@ -26,7 +27,8 @@ impl Checker for ElectableHoldAcked {
             return Ok(());
         };
         for (node, seen) in sight.replicas {
-            if !committed.isr.contains(node) {
+            let unsaid = sight.page_cache && !seen.registered;
+            if !committed.isr.contains(node) || unsaid {
                 self.looked_up.remove(node);
                 continue;
             }
