@@ -2,6 +2,7 @@
 //! and a consumer.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::time::Duration;
 
 use quorate_record::{Batch, BatchBuilder, Compression, ProducerTag};
@@ -49,6 +50,8 @@ pub(super) struct Clients {
     next_request: u64,
     next_mark: u64,
     consumed: u64,
+    /// Nothing new is sent in that time.
+    pub(super) quiet: Range<Duration>,
     pub(super) stopped: bool,
 }
 
@@ -65,6 +68,7 @@ impl Clients {
             next_request: 0,
             next_mark: 0,
             consumed: 0,
+            quiet: Duration::ZERO..Duration::ZERO,
             stopped: false,
         }
     }
@@ -80,7 +84,8 @@ impl<F: Faults> World<F> {
     /// A producer has something to say, now and then.
     pub(super) fn producer_turn(&mut self, client: usize) {
         if !self.clients.stopped {
-            if self.clients.producers[client].ops.len() < IN_FLIGHT {
+            let speaks = !self.clients.quiet.contains(&self.now);
+            if speaks && self.clients.producers[client].ops.len() < IN_FLIGHT {
                 self.new_op(client);
             }
             let wait = ms(self.rng.random_range(2..self.pace));

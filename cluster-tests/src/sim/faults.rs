@@ -114,6 +114,9 @@ impl<F: Faults> World<F> {
                     let soon = ms(self.rng.random_range(20..300));
                     self.node_mut(node).stalled_until = self.now + soon;
                     self.hold_streams_of(node);
+                    // Where nothing new comes, what the node has acked stays where the log ends.
+                    let quiet = self.now + soon * 2 / 3;
+                    self.clients.quiet = quiet..quiet + ms(2_500);
                     self.at(soon, Scheduled::PowerFails { node });
                 } else {
                     self.power_fails(node);

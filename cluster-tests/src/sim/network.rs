@@ -55,7 +55,7 @@ impl Network {
 
 impl<F: Faults> World<F> {
     /// A follower speaks; without a stream its words are lost and a stream is opened.
-    pub(super) fn to_leader(&mut self, from: NodeId, to: NodeId, message: FollowerMessage) {
+    pub(super) fn say_to_leader(&mut self, from: NodeId, to: NodeId, message: FollowerMessage) {
         let now = self.now;
         let delay = self.stream_delay();
         match self.network.towards.get(&(from, to)) {
@@ -86,7 +86,12 @@ impl<F: Faults> World<F> {
     }
 
     /// A leader speaks on a follower's stream; lost where that is gone.
-    pub(super) fn to_follower(&mut self, from: NodeId, stream: StreamId, message: LeaderMessage) {
+    pub(super) fn say_to_follower(
+        &mut self,
+        from: NodeId,
+        stream: StreamId,
+        message: LeaderMessage,
+    ) {
         let (now, life) = (self.now, self.life(from));
         let delay = self.stream_delay();
         if let Some(state) = self.network.streams.get_mut(&stream)
@@ -108,6 +113,13 @@ impl<F: Faults> World<F> {
             self.step(follower, Event::LeaderStreamClosed { leader });
             return;
         }
+        // Some are slow to begin with, towards the follower.
+        let slow = !self.settling && self.rng.random_bool(0.4);
+        let slow_start = ms(if slow {
+            self.rng.random_range(0..60)
+        } else {
+            0
+        });
         self.network.next_stream += 1;
         let stream = StreamId(self.network.next_stream);
         let state = Stream {
@@ -116,7 +128,7 @@ impl<F: Faults> World<F> {
             leader,
             leader_life: self.life(leader),
             up_at: self.now,
-            down_at: self.now,
+            down_at: self.now + slow_start,
             follower_has_it: true,
             held: None,
         };

@@ -352,8 +352,8 @@ impl<F: Faults> World<F> {
 
     fn carry_out(&mut self, node: NodeId, life: u64, action: Action<SimDisk>) {
         match action {
-            Action::ToFollower { stream, message } => self.to_follower(node, stream, message),
-            Action::ToLeader { leader, message } => self.to_leader(node, leader, message),
+            Action::ToFollower { stream, message } => self.say_to_follower(node, stream, message),
+            Action::ToLeader { leader, message } => self.say_to_leader(node, leader, message),
             Action::Propose { id, command } => self.propose(node, Asked::Replica(id), command),
             Action::Answer { id, result } => self.answered(node, id, result),
             Action::Flush(ticket) => {
