@@ -2,8 +2,6 @@
 //! cluster at a time on the machine, and a history that knows what must be in the log.
 
 mod harness;
-mod history;
 pub mod sim;
 
 pub use harness::{Cluster, eventually};
-pub use history::{History, Sent, Stored, Violation, check};

@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// The floor of each room; cluster-tests stands outside.
-const FLOORS: [(&str, u32); 18] = [
+const FLOORS: [(&str, u32); 19] = [
     ("quorate-types", 0),
     ("quorate-proto", 0),
     ("quorate-record", 1),
@@ -22,6 +22,7 @@ const FLOORS: [(&str, u32); 18] = [
     ("quorate-client", 4),
     ("quorate-broker", 5),
     ("quorate-controller", 5),
+    ("quorate-workload", 5),
     ("quorate-rpc", 6),
     ("quorate-console", 6),
     ("quorate-node", 7),

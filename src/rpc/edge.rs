@@ -296,10 +296,53 @@ pub(crate) fn forward_failed(status: Status, sent: bool) -> Status {
         return status;
     }
     let message = format!("the leader did not answer: {}", status.message());
-    let code = if sent {
-        ErrorCode::RequestTimedOut
-    } else {
+    let code = if !sent {
         ErrorCode::LeaderNotAvailable
+    } else if never_left(&status) {
+        ErrorCode::NotLeaderOrFollower
+    } else {
+        ErrorCode::RequestTimedOut
     };
     to_status(&ErrorInfo::new(code, message))
+}
+
+/// Whether a call failed because there was no connection to send it on: nobody has seen it.
+fn never_left(status: &Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use quorate_proto::v1::InitProducerRequest;
+    use quorate_proto::v1::producer_client::ProducerClient;
+
+    use super::*;
+    use crate::status::from_status;
+
+    #[tokio::test]
+    async fn a_call_that_no_connection_took_did_nothing() {
+        // A port that the kernel gives and nobody listens on any more.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"));
+        let mut client = ProducerClient::new(endpoint.unwrap().connect_lazy());
+        let refused = client
+            .init_producer(InitProducerRequest {})
+            .await
+            .unwrap_err();
+        let code = |status| from_status(&forward_failed(status, true)).unwrap().code;
+        assert_eq!(code(refused), ErrorCode::NotLeaderOrFollower);
+        assert_eq!(
+            code(Status::unavailable("broken pipe")),
+            ErrorCode::RequestTimedOut
+        );
+    }
 }

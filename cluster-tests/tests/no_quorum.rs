@@ -1,0 +1,123 @@
+//! Two nodes of three dead: nothing is acknowledged, each request says by its time-out what became
+//! of it, and with one more node back everything goes on by itself.
+#![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
+
+use std::path::Path;
+use std::time::Duration;
+
+use cluster_tests::{Cluster, eventually};
+use quorate_client::ClientError;
+use quorate_proto::v1;
+use quorate_proto::v1::producer_client::ProducerClient;
+use quorate_types::{Endpoint, ErrorCode};
+use quorate_workload::{Sent, Writer, WriterOptions, check, read_all};
+use tokio::time::Instant;
+
+const TOPIC: &str = "no-quorum";
+const PARTITIONS: u32 = 6;
+const TIMEOUT: Duration = Duration::from_millis(1_500);
+
+fn key(number: u64) -> String {
+    format!("raw-{number}")
+}
+
+async fn produce(to: &Endpoint, partition: u32, number: u64) -> Result<i64, ClientError> {
+    let record = v1::Record {
+        key: Some(key(number).into_bytes().into()),
+        value: Some(number.to_string().into_bytes().into()),
+        ..v1::Record::default()
+    };
+    let request = v1::ProduceRequest {
+        topic: TOPIC.to_owned(),
+        partition: Some(partition as i32),
+        acks: v1::Acks::All.into(),
+        payload: Some(v1::produce_request::Payload::Records(v1::RecordList {
+            records: vec![record],
+        })),
+        timeout_ms: TIMEOUT.as_millis() as u32,
+        ..v1::ProduceRequest::default()
+    };
+    let mut client = ProducerClient::connect(format!("http://{}:{}", to.host, to.port))
+        .await
+        .unwrap();
+    let answer = client.produce(request).await.map_err(ClientError::from)?;
+    Ok(answer.into_inner().base_offset.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_quorum_nothing_is_acknowledged_and_with_one_it_goes_on() {
+    let mut cluster = Cluster::start(Path::new(env!("CARGO_BIN_EXE_quorate-under-test"))).await;
+    cluster
+        .client
+        .create_topic(TOPIC, PARTITIONS, 3, Default::default())
+        .await
+        .unwrap();
+    let writer = Writer::start(
+        &cluster.client,
+        WriterOptions {
+            topic: TOPIC.to_owned(),
+            partitions: PARTITIONS,
+            keys: 60,
+            records: 6,
+            every: Duration::from_millis(2),
+        },
+    );
+    let begun = Instant::now();
+    let written = |since| {
+        let all = writer.all_acknowledged_after(since);
+        async move { all.then_some(()).ok_or("not yet") }
+    };
+    eventually("every partition to be written", || written(begun)).await;
+    let described = cluster.client.describe_topic(TOPIC).await.unwrap();
+    let controller = cluster.controller().await;
+    let nodes = cluster.processes.node_ids();
+    let addresses = cluster.processes.addresses();
+    let survivor = nodes.iter().position(|node| *node != controller).unwrap();
+    let (node, address) = (nodes[survivor], addresses[survivor].clone());
+    let dead: Vec<_> = nodes.into_iter().filter(|other| *other != node).collect();
+    for other in &dead {
+        cluster.processes.kill(*other).unwrap();
+    }
+    let killed = Instant::now();
+    let mut calls = Vec::new();
+    for (at, partition) in described.partitions.iter().enumerate() {
+        let number = 1_000_000_000 + at as u64;
+        let id = partition.partition.unsigned_abs();
+        let leads = partition.leader == Some(node.get());
+        let asked = Instant::now();
+        let answer = produce(&address, id, number).await;
+        let took = asked.elapsed();
+        let code = answer.as_ref().unwrap_err().code();
+        println!(
+            "led by the survivor {leads}: {code:?} after {} ms",
+            took.as_millis()
+        );
+        let expected: &[ErrorCode] = if leads {
+            &[ErrorCode::RequestTimedOut, ErrorCode::NotEnoughReplicas]
+        } else {
+            &[ErrorCode::NotLeaderOrFollower]
+        };
+        assert!(expected.contains(&code.unwrap()), "{answer:?}");
+        assert!(took < TIMEOUT + Duration::from_secs(2), "{took:?}");
+        calls.push(Sent {
+            key: key(number),
+            number,
+            acknowledged: None,
+        });
+    }
+    assert!(!writer.all_acknowledged_after(killed + Duration::from_millis(100)));
+    let back = Instant::now();
+    cluster.processes.start_node(dead[0]).unwrap();
+    eventually("every partition to go on with two nodes", || written(back)).await;
+    println!(
+        "went on {} ms after a second node was started",
+        back.elapsed().as_millis()
+    );
+    cluster.processes.start_node(dead[1]).unwrap();
+    cluster.all_active().await;
+    cluster.all_in_sync(TOPIC).await;
+    let mut history = writer.finish().await.unwrap();
+    history.extend(calls);
+    let stored = read_all(&cluster.client, TOPIC).await.unwrap();
+    assert_eq!(check(&history, &stored), []);
+}
