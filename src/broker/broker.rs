@@ -282,11 +282,12 @@ impl Broker {
         hosted.is_some_and(|hosted| hosted.state.borrow().leading.is_some())
     }
 
-    /// The high watermark of a partition that this node leads.
+    /// The high watermark of a partition that this node leads, once it knows it (R10).
     pub fn high_watermark(&self, partition: &TopicPartition) -> Option<Offset> {
         let hosted = self.shared.registry.get(partition)?;
         let state = *hosted.state.borrow();
-        state.leading.map(|_| state.high_watermark)
+        let (_, epoch_start) = state.leading?;
+        (state.high_watermark >= epoch_start).then_some(state.high_watermark)
     }
 
     /// Takes a follower's stream: feeds what it says to the replicas, and gives what they answer.
@@ -364,7 +365,7 @@ impl Broker {
     pub async fn stop(&self) -> Option<BrokerEpoch> {
         let (stopped, stop) = oneshot::channel();
         self.shared.mailbox.notify(Mail::Stop(stopped));
-        let closed = stop.await.is_ok();
+        let closed = stop.await.unwrap_or(false);
         self.shared.cancel.cancel();
         let tasks = std::mem::take(&mut *self.shared.tasks.lock());
         for task in tasks {

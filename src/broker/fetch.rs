@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use quorate_record::Batch;
 use quorate_types::{LeaderEpoch, Offset};
 use tokio::time::{Instant, timeout_at};
 
@@ -66,8 +67,10 @@ pub(crate) async fn fetch(hosted: Arc<Hosted>, call: FetchCall) -> Result<Fetche
         } else {
             Bytes::new()
         };
-        let enough = call.min_bytes.min(call.max_bytes);
-        if bytes.len() >= enough || Instant::now() >= deadline {
+        let enough = bytes.len() >= call.min_bytes.min(call.max_bytes);
+        // Whole batches seldom fill a fetch: where more is there, waiting would bring no more.
+        let full = Batch::end_of(&bytes).is_some_and(|end| end < state.high_watermark);
+        if enough || full || Instant::now() >= deadline {
             return Ok(fetched(bytes, None));
         }
         // A change of any kind is looked at anew; the deadline answers with what is there.
@@ -123,6 +126,7 @@ pub(crate) async fn list_offset(
             let up_to = state.high_watermark;
             match blocking(move || reader.offset_for_timestamp(at, up_to)).await? {
                 Some((offset, timestamp)) => Ok(listed(Some(offset), Some(timestamp))),
+                None if up_to < epoch_start => Err(FetchError::OffsetNotAvailable),
                 None => Ok(listed(None, None)),
             }
         }

@@ -32,6 +32,13 @@ pub(crate) struct Hosted {
     pub(crate) epochs: RwLock<LeaderEpochCache>,
 }
 
+impl Hosted {
+    /// Tells who still waits that this node has the partition no more.
+    pub(crate) fn retire(&self) {
+        self.state.send_modify(|state| state.leading = None);
+    }
+}
+
 /// All hosted partitions.
 #[derive(Clone, Default)]
 pub(crate) struct Registry {

@@ -85,7 +85,8 @@ impl Plane {
             {
                 self.create(id, &view);
             }
-            if self.slots.contains_key(id) {
+            if let Some(slot) = self.slots.get_mut(id) {
+                slot.replica.set_log_options(log_options(&view.settings));
                 self.step(*id, Event::View(view));
             }
         }
@@ -111,9 +112,15 @@ impl Plane {
     }
 
     fn drop_partition(&mut self, id: &TopicPartition, why: &str) {
-        if let Some(slot) = self.slots.remove(id) {
+        if let Some(mut slot) = self.slots.remove(id) {
             self.registry.remove(id);
             info!(partition = %id, why, "replica removed");
+            let mut actions = Vec::new();
+            slot.replica.abandon(&mut actions);
+            for action in actions {
+                self.carry_out(*id, action);
+            }
+            slot.hosted.retire();
             drop(slot);
             self.set_aside(id);
         }

@@ -64,8 +64,8 @@ pub(crate) enum Mail {
         id: ProposalId,
         result: ProposalResult,
     },
-    /// Flush and close every log; then answer.
-    Stop(oneshot::Sender<()>),
+    /// Flush and close every log; then answer whether all of them closed well.
+    Stop(oneshot::Sender<bool>),
 }
 
 /// The two ways into the plane. Requests and stream messages wait for room; notices never do,

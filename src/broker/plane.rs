@@ -88,6 +88,8 @@ pub(crate) struct Plane {
     pub(crate) slots: BTreeMap<TopicPartition, Slot>,
     streams: Streams,
     waiting: BTreeMap<RequestId, Waiting>,
+    /// Given after the state that they speak of is published: what is acknowledged is readable.
+    answers: Vec<(RequestId, Result<Produced, ProduceError>)>,
     next_request: u64,
     pub(crate) subscriptions: Arc<AtomicU64>,
     /// Replicas stepped since the last publication.
@@ -122,6 +124,7 @@ impl Plane {
             slots: BTreeMap::new(),
             streams: Streams(BTreeMap::new()),
             waiting: BTreeMap::new(),
+            answers: Vec::new(),
             next_request: 0,
             subscriptions: Arc::new(AtomicU64::new(1)),
             touched: BTreeSet::new(),
@@ -163,8 +166,7 @@ impl Plane {
             }
             for mail in mail.drain(..) {
                 if let Mail::Stop(stopped) = mail {
-                    self.stop();
-                    let _gone = stopped.send(());
+                    let _gone = stopped.send(self.stop());
                     return;
                 }
                 self.take(mail);
@@ -177,6 +179,7 @@ impl Plane {
             }
             self.tell_broken();
             self.publish();
+            self.answer();
         }
     }
 
@@ -229,14 +232,16 @@ impl Plane {
                 from,
                 message,
             } => {
-                self.step(
-                    message.partition(),
-                    Event::FromFollower {
+                // The end of a stream overtakes what it still held: nothing of that counts.
+                if self.streams.0.contains_key(&stream) {
+                    let partition = message.partition();
+                    let event = Event::FromFollower {
                         stream,
                         from,
                         message,
-                    },
-                );
+                    };
+                    self.step(partition, event);
+                }
             }
             Mail::RoomAgain { stream } => self.step_all(|| Event::RoomAgain { stream }),
             Mail::LeaderStreamOpened {
@@ -305,7 +310,7 @@ impl Plane {
         }
     }
 
-    fn carry_out(&mut self, partition: TopicPartition, action: Action<Disk>) {
+    pub(crate) fn carry_out(&mut self, partition: TopicPartition, action: Action<Disk>) {
         match action {
             Action::ToFollower { stream, message } => {
                 if let Some(outgoing) = self.streams.0.get(&stream)
@@ -326,11 +331,7 @@ impl Plane {
                 }
             }
             Action::Propose { id, command } => self.proposals.propose(partition, id, command),
-            Action::Answer { id, result } => {
-                if let Some(waiting) = self.waiting.remove(&id) {
-                    let _gone = waiting.answer.send(result);
-                }
-            }
+            Action::Answer { id, result } => self.answers.push((id, result)),
             Action::Flush(ticket) => self.flusher.submit(partition, ticket),
             Action::Status => {
                 if let Some(slot) = self.slots.get(&partition) {
@@ -373,17 +374,31 @@ impl Plane {
         }
     }
 
-    fn stop(&mut self) {
+    fn answer(&mut self) {
+        for (id, result) in self.answers.drain(..) {
+            if let Some(waiting) = self.waiting.remove(&id) {
+                let _gone = waiting.answer.send(result);
+            }
+        }
+    }
+
+    /// Closes every log; says whether all of them closed well.
+    fn stop(&mut self) -> bool {
         self.publish();
+        self.answer();
         for (_, waiting) in std::mem::take(&mut self.waiting) {
             let _gone = waiting.answer.send(Err(ProduceError::LeadershipLost));
         }
+        let mut closed = true;
         for (id, slot) in std::mem::take(&mut self.slots) {
             self.registry.remove(&id);
+            slot.hosted.retire();
             if let Err(error) = slot.replica.into_log().close() {
                 error!(partition = %id, %error, "a log could not be closed cleanly");
+                closed = false;
             }
         }
+        closed
     }
 }
 

@@ -9,7 +9,9 @@ use parking_lot::{Mutex, RwLock};
 use quorate_proto::v1;
 use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_types::Endpoint;
+use quorate_wire::FORWARDED;
 use tokio::time::{Instant, sleep, timeout};
+use tonic::Request;
 use tonic::transport::Channel;
 
 use crate::error::ClientError;
@@ -56,6 +58,15 @@ struct Shared {
 #[derive(Clone)]
 pub struct Client {
     shared: Arc<Shared>,
+}
+
+/// A request that only the leader itself is to answer: it is not forwarded, so that the client
+/// learns who leads.
+pub(crate) fn to_leader<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let mark = tonic::metadata::MetadataValue::from_static("1");
+    request.metadata_mut().insert(FORWARDED, mark);
+    request
 }
 
 impl Client {
@@ -145,7 +156,9 @@ impl Client {
                 ClusterClient::new(self.channel(&node)?).max_decoding_message_size(MESSAGE_BYTES);
             match timeout(DESCRIBE, client.describe(request)).await {
                 Ok(Ok(answer)) => {
-                    let metadata = Arc::new(Metadata::from_proto(answer.into_inner()));
+                    let mut metadata = Metadata::from_proto(answer.into_inner());
+                    metadata.keep_newer(&self.metadata());
+                    let metadata = Arc::new(metadata);
                     *self.shared.metadata.write() = Arc::clone(&metadata);
                     *refreshed = Some(Instant::now());
                     return Ok(metadata);

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::client::{Client, MESSAGE_BYTES};
+use crate::client::{Client, MESSAGE_BYTES, to_leader};
 use crate::error::ClientError;
 
 /// Pause between tries: first, and at most.
@@ -143,7 +143,7 @@ impl Fetcher {
             partition,
             offset,
         } = &self.at;
-        let leader = match self.client.metadata().leader(topic, *partition) {
+        let (leader, leader_epoch) = match self.client.metadata().leader(topic, *partition) {
             Some(leader) => leader,
             None => {
                 self.client.topic(topic).await?;
@@ -158,12 +158,18 @@ impl Fetcher {
             offset: offset.to_signed(),
             max_bytes: self.options.fetch_bytes,
             min_bytes: 1,
+            current_leader_epoch: Some(leader_epoch),
             max_wait_ms: u32::try_from(self.options.max_wait.as_millis()).unwrap_or(u32::MAX),
             ..v1::FetchRequest::default()
         };
         let mut client = ConsumerClient::new(self.client.channel(&leader)?)
             .max_decoding_message_size(MESSAGE_BYTES);
-        match timeout(self.options.max_wait + GRACE, client.fetch(request)).await {
+        match timeout(
+            self.options.max_wait + GRACE,
+            client.fetch(to_leader(request)),
+        )
+        .await
+        {
             Ok(answer) => Ok(answer?.into_inner()),
             Err(_) => Err(ClientError::Connection(format!(
                 "{leader}: no answer in time"

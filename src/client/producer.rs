@@ -95,10 +95,26 @@ pub(crate) struct Fate {
 }
 
 impl Fate {
-    pub(crate) fn decide(&self, result: Result<Acked, ClientError>) {
+    fn decide(&self, result: Result<Acked, ClientError>) {
         if self.result.set(result).is_ok() {
             self.decided.notify_waiters();
         }
+    }
+}
+
+/// The side of a fate that decides it; dropped undecided, it was never sent or nobody heard.
+#[derive(Debug, Default)]
+pub(crate) struct Fateful(Arc<Fate>);
+
+impl Fateful {
+    pub(crate) fn decide(&self, result: Result<Acked, ClientError>) {
+        self.0.decide(result);
+    }
+}
+
+impl Drop for Fateful {
+    fn drop(&mut self) {
+        self.decide(Err(ClientError::Closed));
     }
 }
 
@@ -131,7 +147,7 @@ impl Delivery {
 /// A complete batch.
 pub(crate) struct Sealed {
     pub(crate) batch: Batch,
-    pub(crate) fate: Arc<Fate>,
+    pub(crate) fate: Fateful,
     pub(crate) deadline: Instant,
     pub(crate) _permit: OwnedSemaphorePermit,
 }
@@ -139,7 +155,7 @@ pub(crate) struct Sealed {
 /// A batch that still takes records.
 struct Gathering {
     builder: BatchBuilder,
-    fate: Arc<Fate>,
+    fate: Fateful,
     since: Instant,
     permit: OwnedSemaphorePermit,
 }
@@ -297,7 +313,7 @@ impl Producer {
                 "topic {topic} has {count} partitions, no {partition}"
             )));
         };
-        let (delivery, sealed) = add(gatherer, record, permit, &shared.options);
+        let (delivery, sealed) = add(gatherer, record, size, permit, &shared.options);
         if sealed && record.key.is_none() && record.partition.is_none() {
             known.sticky.advance();
         }
@@ -379,11 +395,21 @@ impl Producer {
 fn add(
     gatherer: &Gatherer,
     record: ToSend<'_>,
+    size: usize,
     permit: OwnedSemaphorePermit,
     options: &ProducerOptions,
 ) -> (Delivery, bool) {
     let timestamp = record.timestamp.unwrap_or_else(now);
     let mut state = gatherer.state.lock();
+    // A batch that takes more than one record stays below the limit: a large record among many
+    // small ones would have all of them refused.
+    let over = state.gathering.as_ref().is_some_and(|gathering| {
+        !gathering.builder.is_empty()
+            && gathering.builder.size_estimate() + size > options.batch_bytes
+    });
+    if over {
+        state.seal(options);
+    }
     let first = state.gathering.is_none();
     let gathering = match &mut state.gathering {
         Some(gathering) => {
@@ -392,7 +418,7 @@ fn add(
         }
         none => none.insert(Gathering {
             builder: BatchBuilder::new(options.compression),
-            fate: Arc::default(),
+            fate: Fateful::default(),
             since: Instant::now(),
             permit,
         }),
@@ -402,7 +428,7 @@ fn add(
         .builder
         .push(timestamp, record.key, record.value, record.headers);
     let delivery = Delivery {
-        fate: Arc::clone(&gathering.fate),
+        fate: Arc::clone(&gathering.fate.0),
         index,
     };
     let full = gathering.builder.size_estimate() >= options.batch_bytes;
@@ -410,10 +436,10 @@ fn add(
         state.seal(options);
     }
     drop(state);
-    if first || full {
+    if first || full || over {
         gatherer.news.notify_one();
     }
-    (delivery, full)
+    (delivery, full || over)
 }
 
 fn now() -> Timestamp {

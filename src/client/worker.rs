@@ -17,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use tracing::debug;
 
-use crate::client::{Client, MESSAGE_BYTES};
+use crate::client::{Client, MESSAGE_BYTES, to_leader};
 use crate::error::ClientError;
 use crate::producer::{Acked, Gatherer, ProducerOptions, Sealed};
 
@@ -74,12 +74,17 @@ struct InFlight {
     sealed: Sealed,
     batch: Batch,
     request_id: u64,
+    /// When it went out on the present stream.
     sent: Option<Instant>,
+    /// It went out on an earlier stream: it may be in the log.
+    tried: bool,
 }
 
 struct Stream {
     outgoing: mpsc::Sender<v1::ProduceStreamRequest>,
     answers: Streaming<v1::ProduceStreamResponse>,
+    /// The epoch that the leader was taken for.
+    leader_epoch: i32,
 }
 
 pub(crate) struct Worker {
@@ -90,6 +95,8 @@ pub(crate) struct Worker {
     gatherer: Arc<Gatherer>,
     ids: Arc<ProducerIds>,
     id: Option<ProducerId>,
+    /// Bumped where sequences begin anew; fences late copies of what was sent before (KIP-360).
+    epoch: ProducerEpoch,
     next_sequence: Sequence,
     next_request: u64,
     in_flight: VecDeque<InFlight>,
@@ -121,6 +128,7 @@ impl Worker {
             gatherer,
             ids,
             id: None,
+            epoch: ProducerEpoch::ZERO,
             next_sequence: Sequence::ZERO,
             next_request: 0,
             in_flight: VecDeque::new(),
@@ -167,6 +175,7 @@ impl Worker {
                 batch,
                 request_id: 0,
                 sent: None,
+                tried: false,
             };
             if let Some(id) = self.id {
                 self.tag(&mut entry, id);
@@ -178,7 +187,7 @@ impl Worker {
     fn tag(&mut self, entry: &mut InFlight, id: ProducerId) {
         let tag = ProducerTag {
             id,
-            epoch: ProducerEpoch::ZERO,
+            epoch: self.epoch,
             base_sequence: self.next_sequence,
         };
         self.next_sequence = self.next_sequence.plus(entry.batch.header().record_count);
@@ -205,28 +214,38 @@ impl Worker {
             let id = self.ids.shared().await?;
             self.begin_sequence(id);
         }
+        for entry in &mut self.in_flight {
+            entry.tried |= entry.sent.take().is_some();
+        }
         let metadata = self.client.metadata();
-        let leader = match metadata.leader(&self.topic, self.partition) {
+        let known = metadata.leader(&self.topic, self.partition);
+        let (leader, leader_epoch) = match known {
             Some(leader) => leader,
-            None => self
-                .client
-                .refresh()
-                .await?
-                .leader(&self.topic, self.partition)
-                .ok_or_else(|| ClientError::Connection("the partition has no leader".into()))?,
+            None => {
+                let metadata = self.client.refresh().await?;
+                let none = || ClientError::Connection("the partition has no leader".into());
+                metadata
+                    .leader(&self.topic, self.partition)
+                    .ok_or_else(none)?
+            }
         };
         let mut client = ProducerClient::new(self.client.channel(&leader)?)
             .max_decoding_message_size(MESSAGE_BYTES)
             .max_encoding_message_size(MESSAGE_BYTES);
         let (outgoing, requests) = mpsc::channel(self.options.in_flight + 1);
-        let opened = timeout(OPEN, client.produce_stream(ReceiverStream::new(requests))).await;
+        let opened = timeout(
+            OPEN,
+            client.produce_stream(to_leader(ReceiverStream::new(requests))),
+        )
+        .await;
         let answers = opened
             .map_err(|_| ClientError::Connection(format!("{leader}: no answer in time")))??
             .into_inner();
-        for entry in &mut self.in_flight {
-            entry.sent = None;
-        }
-        self.stream = Some(Stream { outgoing, answers });
+        self.stream = Some(Stream {
+            outgoing,
+            answers,
+            leader_epoch,
+        });
         Ok(())
     }
 
@@ -254,7 +273,11 @@ impl Worker {
             self.next_request += 1;
             entry.request_id = self.next_request;
             entry.sent = Some(Instant::now());
-            let request = request(&self.options, &self.topic, self.partition, entry);
+            let mut request = request(&self.options, &self.topic, self.partition, entry);
+            // A former leader that has not heard of its end must not judge sequences.
+            if let Some(request) = &mut request.request {
+                request.current_leader_epoch = Some(stream.leader_epoch);
+            }
             if stream.outgoing.send(request).await.is_err() {
                 return Ok(Next::Again);
             }
@@ -326,9 +349,9 @@ impl Worker {
         if error.retriable || at > 0 {
             return Next::Again;
         }
-        if gap {
+        if gap && !self.in_flight[at].tried {
             // What this producer wrote is not remembered any more: it begins anew.
-            self.id = None;
+            self.renew();
             return Next::Again;
         }
         let code = code.unwrap_or(ErrorCode::UnknownServerError);
@@ -342,12 +365,28 @@ impl Worker {
         Next::Again
     }
 
-    /// The oldest batch leaves a gap in the sequences: what follows it begins a new producer.
+    /// The oldest batch leaves a gap in the sequences: what follows it begins anew. What may be in
+    /// the log already under its old sequence is given up with it: sent again under a new one it
+    /// could be there twice.
     fn fail_oldest(&mut self, error: ClientError) {
         if let Some(entry) = self.in_flight.pop_front() {
             entry.sealed.fate.decide(Err(error));
         }
-        self.id = None;
+        while self.in_flight.front().is_some_and(|entry| entry.tried)
+            && let Some(entry) = self.in_flight.pop_front()
+        {
+            let why = "a record before it was given up; it may be in the log or not";
+            let error = ClientError::TimedOut(why.to_owned());
+            entry.sealed.fate.decide(Err(error));
+        }
+        self.renew();
+    }
+
+    /// Begins the sequences anew, under an epoch that fences what is still under way.
+    fn renew(&mut self) {
+        let Some(id) = self.id else { return };
+        self.epoch = self.epoch.next();
+        self.begin_sequence(id);
     }
 
     fn expire(&mut self) {
@@ -358,19 +397,17 @@ impl Worker {
             .is_some_and(|entry| entry.sealed.deadline <= now)
         {
             let why = "the delivery time-out has passed; the record may be in the log or not";
-            self.fail_oldest(ClientError::TimedOut(why.to_owned()));
             self.stream = None;
+            for entry in &mut self.in_flight {
+                entry.tried |= entry.sent.take().is_some();
+            }
+            self.fail_oldest(ClientError::TimedOut(why.to_owned()));
         }
     }
 
     /// The stream is void: learns who leads, and lets the next round send everything again.
     async fn begin_again(&mut self) {
         self.stream = None;
-        if self.id.is_none()
-            && let Ok(id) = self.ids.fresh().await
-        {
-            self.begin_sequence(id);
-        }
         self.pause().await;
     }
 

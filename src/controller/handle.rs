@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use quorate_liveness::{ConnectionId, Heartbeat, HeartbeatAnswer};
 use quorate_quorum::QuorumHandle;
@@ -10,6 +11,8 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Heartbeats and ends of connections that may wait.
 const WAITING: usize = 1_024;
+/// Below the pause between two heartbeats, so that none waits for another's answer.
+const CONFIRM: Duration = Duration::from_millis(400);
 
 /// This node is not the active controller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -57,7 +60,9 @@ impl ControllerHandle {
         ConnectionId(self.connections.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Brings a heartbeat.
+    /// Brings a heartbeat; its answer says that this node was the active controller after the
+    /// heartbeat was sent. None where no quorum confirms that: one that was frozen must not tell
+    /// its broker that all is well (R6).
     ///
     /// # Errors
     /// [`NotActive`] where this node does not lead.
@@ -65,7 +70,7 @@ impl ControllerHandle {
         &self,
         connection: ConnectionId,
         beat: Heartbeat,
-    ) -> Result<HeartbeatAnswer, NotActive> {
+    ) -> Result<Option<HeartbeatAnswer>, NotActive> {
         let (answer, answered) = oneshot::channel();
         let sent = self
             .mail
@@ -78,7 +83,8 @@ impl ControllerHandle {
         if sent.is_ok()
             && let Ok(Some(answer)) = answered.await
         {
-            return Ok(answer);
+            let confirmed = self.quorum.confirm_leadership(CONFIRM).await;
+            return Ok(confirmed.then_some(answer));
         }
         let leadership = self.quorum.leadership();
         let known = leadership.borrow();

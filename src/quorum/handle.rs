@@ -140,6 +140,12 @@ impl QuorumHandle {
         self.core.read_index(limit).await
     }
 
+    /// Whether a quorum confirms, within `limit` from now on, that this node leads.
+    pub async fn confirm_leadership(&self, limit: Duration) -> bool {
+        let confirmed = tokio::time::timeout(limit, self.core.confirm()).await;
+        matches!(confirmed, Ok(Ok(_)))
+    }
+
     /// Gives the leadership to the voter whose log is longest, if this node has it; returns when
     /// another node leads or no voter took it.
     pub async fn hand_over(&self) {

@@ -70,6 +70,18 @@ impl Batch {
         Ok(batches)
     }
 
+    /// The offset after the last record of some whole batches, by their headers only; none where
+    /// there is no batch, or something else.
+    pub fn end_of(batches: &[u8]) -> Option<Offset> {
+        let (mut at, mut end) = (0, None);
+        while at < batches.len() {
+            let header = BatchHeader::read(&batches[at..]).ok()?;
+            at += header.size;
+            end = Some(header.end_offset());
+        }
+        end
+    }
+
     /// The header.
     pub fn header(&self) -> &BatchHeader {
         &self.header

@@ -1,9 +1,8 @@
 //! Bringing the log to the followers: pushed as it is appended, within a window a partition and
 //! what room the stream has.
 
-use bytes::Bytes;
 use quorate_log::{Dir, PartitionLog};
-use quorate_record::BatchHeader;
+use quorate_record::Batch;
 use quorate_types::{Offset, TopicPartition};
 use tracing::error;
 
@@ -98,7 +97,7 @@ fn push_to<D: Dir>(
                 return false;
             }
         };
-        let Some(end) = end_of(&bytes) else {
+        let Some(end) = Batch::end_of(&bytes) else {
             return false;
         };
         let size = bytes.len() as u64;
@@ -121,16 +120,4 @@ fn push_to<D: Dir>(
         });
     }
     true
-}
-
-/// The offset after the last of some whole batches.
-fn end_of(bytes: &Bytes) -> Option<Offset> {
-    let mut at = 0;
-    let mut end = None;
-    while at < bytes.len() {
-        let header = BatchHeader::read(&bytes[at..]).ok()?;
-        at += header.size;
-        end = Some(header.end_offset());
-    }
-    end
 }

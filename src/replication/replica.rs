@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use quorate_log::{Dir, PartitionLog};
+use quorate_log::{Dir, LogOptions, PartitionLog};
 use quorate_types::{ErrorCode, LeaderEpoch, NodeId, SubscriptionId, TopicPartition};
 use tracing::{error, info};
 
@@ -83,6 +83,16 @@ impl<D: Dir, F: Faults> Replica<D, F> {
     /// Its log.
     pub fn log(&self) -> &PartitionLog<D> {
         &self.log
+    }
+
+    /// Takes new settings of the log into use; what it holds stays.
+    pub fn set_log_options(&mut self, options: LogOptions) {
+        self.log.set_options(options);
+    }
+
+    /// Gives up its role, because the replica is about to be removed: what waits is answered.
+    pub fn abandon(&mut self, out: &mut Vec<Action<D>>) {
+        self.leave_role(out);
     }
 
     /// Gives the log back, to close it.

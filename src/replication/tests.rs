@@ -593,3 +593,19 @@ fn a_leader_whose_disk_fails_gives_way_and_comes_back() {
     assert_eq!(cluster.values(1), cluster.values(leader));
     assert_eq!(cluster.values(1)[0], "0");
 }
+
+#[test]
+fn what_waits_is_answered_when_the_replica_is_removed() {
+    let mut cluster = Cluster::new();
+    for id in [2, 3] {
+        cluster.nodes.get_mut(&node(id)).unwrap().paused = true;
+    }
+    let request = cluster.produce(1, 0, Acks::All, None);
+    let mut out = Vec::new();
+    let replica = cluster.nodes.get_mut(&node(1)).unwrap().replica.as_mut();
+    replica.unwrap().abandon(&mut out);
+    assert!(out.iter().any(|action| matches!(
+        action,
+        Action::Answer { id, result: Err(ProduceError::LeadershipLost) } if id.0 == request
+    )));
+}

@@ -46,7 +46,7 @@ impl ControllerService {
         &self,
         connection: quorate_controller::ConnectionId,
         beat: proto::Heartbeat,
-    ) -> proto::HeartbeatAnswer {
+    ) -> Option<proto::HeartbeatAnswer> {
         let number = beat.number;
         let heartbeat = quorate_controller::Heartbeat {
             node: NodeId::new(beat.node_id),
@@ -59,10 +59,10 @@ impl ControllerService {
             wants_shutdown: beat.wants_shutdown,
             ready: beat.ready,
         };
-        match self.controller.heartbeat(connection, heartbeat).await {
+        let answer = match self.controller.heartbeat(connection, heartbeat).await {
             Ok(answer) => proto::HeartbeatAnswer {
                 number,
-                may_stop: answer.may_stop,
+                may_stop: answer?.may_stop,
                 ..proto::HeartbeatAnswer::default()
             },
             Err(not_active) => proto::HeartbeatAnswer {
@@ -72,7 +72,8 @@ impl ControllerService {
                 not_controller: not_active.leader.map(NodeId::get),
                 ..proto::HeartbeatAnswer::default()
             },
-        }
+        };
+        Some(answer)
     }
 }
 
@@ -93,7 +94,9 @@ impl Controller for ControllerService {
             let reset = loop {
                 match beats.message().await {
                     Ok(Some(beat)) => {
-                        let answer = service.answer(connection, beat).await;
+                        let Some(answer) = service.answer(connection, beat).await else {
+                            continue;
+                        };
                         if answers.send(Ok(answer)).await.is_err() {
                             break true;
                         }

@@ -11,15 +11,12 @@ use quorate_quorum::{ProposeError, QuorumHandle};
 use quorate_types::{
     ErrorCode, NodeId, PartitionId, ProducerId, TopicId, TopicName, TopicPartition,
 };
-use quorate_wire::ErrorInfo;
+use quorate_wire::{ErrorInfo, FORWARDED};
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
 use crate::channels::Channels;
 use crate::status::to_status;
-
-/// Marks a request that another node has forwarded: it is not forwarded again.
-const FORWARDED: &str = "quorate-forwarded";
 
 /// Producer ids fetched at a time.
 const PRODUCER_IDS: u32 = 1_000;

@@ -5,4 +5,8 @@ mod convert;
 mod error;
 
 pub use convert::{WireError, acks, acks_to_proto, endpoint_to_proto, topic_id};
+/// Metadata key of a request that is not to be forwarded: a node has done it already, or the client
+/// wants an answer of the leader itself.
+pub const FORWARDED: &str = "quorate-forwarded";
+
 pub use error::{DOMAIN, ErrorInfo, GrpcCode, grpc_code};
