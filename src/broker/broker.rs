@@ -77,6 +77,7 @@ struct Shared {
     epoch: watch::Receiver<Option<BrokerEpoch>>,
     wants_shutdown: watch::Sender<bool>,
     may_stop: watch::Receiver<bool>,
+    failure: watch::Receiver<Option<String>>,
     cancel: CancellationToken,
     plane: Mutex<Option<std::thread::JoinHandle<()>>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -89,12 +90,13 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Recovers the logs, registers with the quorum and begins to serve. The internal listener
-    /// must be open already.
+    /// Begins to recover the logs; registers with the quorum and serves when that is done, while
+    /// the rest of the node, Raft above all, is served already. The internal listener must be open.
+    /// What goes wrong later is told by [`Self::died`].
     ///
     /// # Errors
-    /// [`BrokerError`] when the logs cannot be opened.
-    pub async fn start(
+    /// [`BrokerError`] when the system gives no thread.
+    pub fn start(
         config: BrokerConfig,
         directory: Arc<DataDirectory>,
         quorum: QuorumHandle,
@@ -138,12 +140,7 @@ impl Broker {
                     let _gone = recovered.send(Err(error));
                 }
             })?;
-        let damaged = match recovery.await {
-            Ok(damaged) => damaged?,
-            Err(_died) => {
-                return Err(std::io::Error::other("the plane died while it recovered").into());
-            }
-        };
+        let (failed, failure) = watch::channel(None);
         let (epoch, epoch_seen) = watch::channel(None);
         let (wants_shutdown, shutdown_wanted) = watch::channel(false);
         let (may_stop, released) = watch::channel(false);
@@ -154,7 +151,7 @@ impl Broker {
                 incarnation: directory.incarnation(),
                 boot: directory.boot_id(),
                 clean_epoch: directory.clean_epoch(),
-                damaged,
+                damaged: Vec::new(),
                 client: config.client,
                 internal: config.internal,
                 rack: config.rack,
@@ -172,8 +169,19 @@ impl Broker {
             may_stop,
             config: config.lifecycle.clone(),
         };
+        let live = async move {
+            match recovery.await {
+                Ok(Ok(damaged)) => lifecycle.run(damaged).await,
+                Ok(Err(error)) => {
+                    failed.send_replace(Some(error.to_string()));
+                }
+                Err(_died) => {
+                    failed.send_replace(Some("a log could not be recovered".to_owned()));
+                }
+            }
+        };
         let tasks = vec![
-            tokio::spawn(lifecycle.run().instrument(info_span!("lifecycle"))),
+            tokio::spawn(live.instrument(info_span!("lifecycle"))),
             tokio::spawn(
                 follow_metadata(
                     quorum.clone(),
@@ -200,6 +208,7 @@ impl Broker {
                 epoch: epoch_seen,
                 wants_shutdown,
                 may_stop: released,
+                failure,
                 cancel,
                 plane: Mutex::new(Some(plane)),
                 tasks: Mutex::new(tasks),
@@ -380,19 +389,22 @@ impl Broker {
         epoch.filter(|_| closed && joined.unwrap_or(false))
     }
 
-    /// Returns when the broker's own thread has ended without having been asked to: a fault.
-    pub async fn died(&self) {
+    /// Returns, with the reason, when a part of the broker has ended without having been asked to:
+    /// the logs could not be recovered, the thread that owns them died, or one of its tasks.
+    pub async fn died(&self) -> String {
         let mut check = tokio::time::interval(Duration::from_millis(200));
         loop {
             check.tick().await;
-            let ended = self
-                .shared
-                .plane
-                .lock()
-                .as_ref()
-                .is_some_and(|plane| plane.is_finished());
-            if ended {
-                return;
+            if let Some(failure) = self.shared.failure.borrow().clone() {
+                return failure;
+            }
+            let plane = self.shared.plane.lock();
+            if plane.as_ref().is_some_and(|plane| plane.is_finished()) {
+                return "the thread that owns the logs has ended".to_owned();
+            }
+            let tasks = self.shared.tasks.lock();
+            if !self.shared.cancel.is_cancelled() && tasks.iter().any(JoinHandle::is_finished) {
+                return "a task of the broker has ended".to_owned();
             }
         }
     }

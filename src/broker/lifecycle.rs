@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use quorate_metadata::{Broker as Registered, BrokerState, Command, Outcome, RegisterBroker};
 use quorate_quorum::QuorumHandle;
-use quorate_types::{BrokerEpoch, Endpoint, ErrorCode, Incarnation, NodeId};
+use quorate_types::{BrokerEpoch, Endpoint, ErrorCode, Incarnation, NodeId, TopicPartition};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -75,7 +75,8 @@ impl Backoff {
 
 impl Lifecycle {
     /// Registers, then keeps a session with whoever is the active controller until cancelled.
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(mut self, damaged: Vec<TopicPartition>) {
+        self.registration.damaged = damaged;
         let cancel = self.cancel.clone();
         let life = async {
             let epoch = self.register().await;

@@ -42,6 +42,8 @@ pub struct NodeSettings {
     pub snapshot_keep_entries: u64,
     /// Unacknowledged produce bytes held at most (default 128 MiB).
     pub produce_bytes: usize,
+    /// How long a produce may wait where its request does not say (default 30 s).
+    pub produce_timeout: Duration,
     /// A controlled shutdown gives up after so long (default 10 s).
     pub shutdown_timeout: Duration,
     /// Deleted partitions' directories are kept so long (default 60 s).
@@ -77,6 +79,7 @@ impl NodeSettings {
             snapshot_every_entries: 10_000,
             snapshot_keep_entries: 1_000,
             produce_bytes: 128 << 20,
+            produce_timeout: Duration::from_secs(30),
             shutdown_timeout: Duration::from_secs(10),
             delete_grace: Duration::from_secs(60),
             test_sync_delay: Duration::ZERO,

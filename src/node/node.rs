@@ -101,13 +101,15 @@ impl Node {
             handle.clone(),
             Arc::new(ReplicationLink::new(me, handle.clone())),
             Arc::new(ControlLink::default()),
-        )
-        .await?;
+        )?;
         let edge = Edge::new(
             settings.node_id,
             broker.clone(),
             handle.clone(),
-            EdgeConfig::default(),
+            EdgeConfig {
+                default_timeout: settings.produce_timeout,
+                ..EdgeConfig::default()
+            },
         );
         let services = Internal {
             raft: quorum.service.clone(),
@@ -204,7 +206,7 @@ impl Node {
                 let reason = reason.ok().and_then(|reason| reason.clone());
                 died("the metadata quorum", reason.unwrap_or_default())
             }
-            () = self.broker.died() => died("the partitions' thread", "see the log".to_owned()),
+            reason = self.broker.died() => died("the broker", reason),
             result = &mut self.clients.task => died("the clients' server", ended(result)),
             result = &mut self.internal.task => died("the nodes' server", ended(result)),
             result = &mut self.controller => {

@@ -232,7 +232,7 @@ pub struct ServerTiming {
     #[arg(long, env = "QUORATE_PRODUCE_TIMEOUT", value_parser = duration)]
     pub produce_timeout: Option<Duration>,
 
-    /// How long SIGTERM waits for a controlled shutdown [default: 30s]
+    /// How long SIGTERM waits for a controlled shutdown [default: 10s]
     #[arg(long, env = "QUORATE_SHUTDOWN_TIMEOUT", value_parser = duration)]
     pub shutdown_timeout: Option<Duration>,
 

@@ -1,7 +1,7 @@
 //! `quorate produce`: a record a line.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, IsTerminal};
+use std::io::{self, BufRead, BufReader, IsTerminal, Read};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -54,16 +54,14 @@ impl Tally {
 
 /// Reads lines in a thread of its own: a terminal or a pipe may block.
 fn lines(args: &ProduceArgs) -> Result<mpsc::Receiver<io::Result<Vec<Vec<u8>>>>, Failure> {
-    let mut source: Box<dyn BufRead + Send> = match &args.file {
+    let mut source: BufReader<Box<dyn Read + Send>> = match &args.file {
         Some(path) => {
             let file = File::open(path)
                 .map_err(|error| Failure::new(format!("cannot read {}", path.display()), error))?;
-            Box::new(BufReader::with_capacity(1 << 20, file))
+            BufReader::with_capacity(1 << 20, Box::new(file))
         }
-        None => Box::new(BufReader::with_capacity(1 << 16, io::stdin())),
+        None => BufReader::with_capacity(1 << 16, Box::new(io::stdin())),
     };
-    // From a terminal every line is sent at once.
-    let interactive = args.file.is_none();
     let (sender, receiver) = mpsc::channel(BLOCKS);
     std::thread::spawn(move || {
         let mut block = Vec::with_capacity(BLOCK);
@@ -82,7 +80,8 @@ fn lines(args: &ProduceArgs) -> Result<mpsc::Receiver<io::Result<Vec<Vec<u8>>>>,
                     return;
                 }
             }
-            let starved = interactive && sender.capacity() == BLOCKS;
+            // The next line may be long in coming, from a terminal or `tail -f`.
+            let starved = source.buffer().is_empty();
             if (block.len() == BLOCK || starved)
                 && sender
                     .blocking_send(Ok(std::mem::take(&mut block)))

@@ -58,6 +58,7 @@ fn settings(args: ServerArgs) -> NodeSettings {
         raft_election_max: timing
             .raft_election_max
             .unwrap_or(defaults.raft_election_max),
+        produce_timeout: timing.produce_timeout.unwrap_or(defaults.produce_timeout),
         shutdown_timeout: timing.shutdown_timeout.unwrap_or(defaults.shutdown_timeout),
         snapshot_every_entries: timing
             .snapshot_every_entries

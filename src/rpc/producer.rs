@@ -82,10 +82,6 @@ impl Edge {
             .transpose();
         let current_epoch = current_epoch
             .map_err(|error| ErrorInfo::new(ErrorCode::InvalidRequest, error.to_string()))?;
-        let partition = match request.partition {
-            Some(number) => Self::partition(number)?,
-            None => self.choose_partition(&request, topic.partitions)?,
-        };
         let batch = match &request.payload {
             Some(v1::produce_request::Payload::Batch(bytes)) => {
                 Batch::parse(bytes.clone()).map_err(|error| batch_error(&error))?
@@ -98,6 +94,15 @@ impl Edge {
                 let message = "a produce needs records or a batch";
                 return Err(ErrorInfo::new(ErrorCode::InvalidRequest, message));
             }
+        };
+        let partition = match request.partition {
+            Some(number) => Self::partition(number)?,
+            None if batch.header().producer.is_some() => {
+                // Its sequence counts in one partition: a retry must not land in another.
+                let message = "a produce of an idempotent producer needs a partition";
+                return Err(ErrorInfo::new(ErrorCode::InvalidRequest, message));
+            }
+            None => self.choose_partition(&request, topic.partitions)?,
         };
         let located = self.locate(topic, partition)?;
         let timeout = self.timeout(request.timeout_ms);
