@@ -1,0 +1,246 @@
+//! The producer against a server of the test, which notes every batch it is sent and answers as it
+//! is told.
+#![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::Stream;
+use parking_lot::Mutex;
+use quorate_client::{Client, ClientError, ClientOptions, Delivery, ProducerOptions, ToSend};
+use quorate_proto::v1;
+use quorate_proto::v1::cluster_server::{Cluster, ClusterServer};
+use quorate_proto::v1::producer_server::{Producer, ProducerServer};
+use quorate_record::Batch;
+use quorate_types::Endpoint;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Request, Response, Status, Streaming};
+
+/// A batch as it arrived: producer epoch, first sequence, value of the first record, and the
+/// leader epoch that the client named.
+type Seen = (u16, u32, String, Option<i32>);
+
+/// Answers to the batches, in the order in which they come; none: no answer at all.
+type Script = Box<dyn Fn(usize, &Seen) -> Option<Result<i64, &'static str>> + Send + Sync>;
+
+#[derive(Clone)]
+struct Fake {
+    port: u16,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    script: Arc<Script>,
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Cluster for Fake {
+    async fn describe(
+        &self,
+        _: Request<v1::DescribeClusterRequest>,
+    ) -> Result<Response<v1::DescribeClusterResponse>, Status> {
+        let broker = v1::BrokerDescription {
+            node_id: 1,
+            endpoint: Some(v1::Endpoint {
+                host: "127.0.0.1".into(),
+                port: u32::from(self.port),
+            }),
+            ..v1::BrokerDescription::default()
+        };
+        let partition = v1::PartitionDescription {
+            leader: Some(1),
+            leader_epoch: 7,
+            ..v1::PartitionDescription::default()
+        };
+        let topic = v1::TopicDescription {
+            name: "t".into(),
+            topic_id: vec![1; 16].into(),
+            partitions: vec![partition],
+            ..v1::TopicDescription::default()
+        };
+        Ok(Response::new(v1::DescribeClusterResponse {
+            brokers: vec![broker],
+            topics: vec![topic],
+            ..v1::DescribeClusterResponse::default()
+        }))
+    }
+
+    type WatchEventsStream = Answers<v1::ClusterEvent>;
+
+    async fn watch_events(
+        &self,
+        _: Request<v1::WatchEventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+}
+
+#[tonic::async_trait]
+impl Producer for Fake {
+    async fn produce(
+        &self,
+        _: Request<v1::ProduceRequest>,
+    ) -> Result<Response<v1::ProduceResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    type ProduceStreamStream = Answers<v1::ProduceStreamResponse>;
+
+    async fn produce_stream(
+        &self,
+        request: Request<Streaming<v1::ProduceStreamRequest>>,
+    ) -> Result<Response<Self::ProduceStreamStream>, Status> {
+        assert!(request.metadata().contains_key("quorate-forwarded"));
+        let mut requests = request.into_inner();
+        let (answers, outgoing) = mpsc::channel(16);
+        let fake = self.clone();
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = requests.message().await {
+                let request = message.request.unwrap();
+                let Some(v1::produce_request::Payload::Batch(bytes)) = request.payload else {
+                    panic!("a client sends batches");
+                };
+                let batch = Batch::parse(bytes).unwrap();
+                let tag = batch.header().producer.unwrap();
+                let first = batch.records().unwrap()[0].value.clone().unwrap();
+                let seen = (
+                    tag.epoch.get(),
+                    tag.base_sequence.get(),
+                    String::from_utf8(first.to_vec()).unwrap(),
+                    request.current_leader_epoch,
+                );
+                let number = fake.seen.lock().len();
+                fake.seen.lock().push(seen.clone());
+                use v1::produce_stream_response::Result as Answer;
+                let result = match (fake.script)(number, &seen) {
+                    None => continue,
+                    Some(Ok(offset)) => Answer::Response(v1::ProduceResponse {
+                        base_offset: Some(offset),
+                        ..v1::ProduceResponse::default()
+                    }),
+                    Some(Err(reason)) => Answer::Error(v1::ProduceError {
+                        reason: reason.to_owned(),
+                        ..v1::ProduceError::default()
+                    }),
+                };
+                let answer = v1::ProduceStreamResponse {
+                    request_id: message.request_id,
+                    result: Some(result),
+                };
+                if answers.send(Ok(answer)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+
+    async fn init_producer(
+        &self,
+        _: Request<v1::InitProducerRequest>,
+    ) -> Result<Response<v1::InitProducerResponse>, Status> {
+        Ok(Response::new(v1::InitProducerResponse {
+            producer_id: 42,
+            producer_epoch: 0,
+        }))
+    }
+}
+
+async fn serve(script: Script) -> (Fake, Client) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let fake = Fake {
+        port,
+        seen: Arc::default(),
+        script: Arc::new(script),
+    };
+    let server = tonic::transport::Server::builder()
+        .add_service(ClusterServer::new(fake.clone()))
+        .add_service(ProducerServer::new(fake.clone()))
+        .serve_with_incoming(TcpListenerStream::new(listener));
+    tokio::spawn(server);
+    let host = "127.0.0.1".to_owned();
+    let client = Client::new(vec![Endpoint { host, port }], ClientOptions::default()).unwrap();
+    (fake, client)
+}
+
+/// One batch a record.
+fn options(delivery_timeout: Duration) -> ProducerOptions {
+    ProducerOptions {
+        linger: Duration::ZERO,
+        batch_bytes: 1,
+        delivery_timeout,
+        ..ProducerOptions::default()
+    }
+}
+
+async fn send(producer: &quorate_client::Producer, value: &str) -> Delivery {
+    let record = ToSend {
+        value: Some(value.as_bytes()),
+        ..ToSend::default()
+    };
+    producer.send("t", record).await.unwrap()
+}
+
+#[tokio::test]
+async fn what_may_be_in_the_log_is_never_sent_under_another_sequence() {
+    // The first two are never answered; what comes under the next epoch is.
+    let script: Script = Box::new(|_, (epoch, ..)| (*epoch > 0).then_some(Ok(9)));
+    let (fake, client) = serve(script).await;
+    let producer = client.producer(options(Duration::from_millis(300)));
+    let (a, b) = (send(&producer, "a").await, send(&producer, "b").await);
+    assert!(matches!(a.wait().await, Err(ClientError::TimedOut(_))));
+    assert!(matches!(b.wait().await, Err(ClientError::TimedOut(_))));
+    let c = send(&producer, "c").await;
+    assert_eq!(c.wait().await.unwrap().offset, Some(9));
+    let seen = fake.seen.lock().clone();
+    let sequences: Vec<_> = seen
+        .iter()
+        .map(|(epoch, at, value, _)| (*epoch, *at, value))
+        .collect();
+    // Tried again, perhaps, but always as what they were.
+    assert!(sequences.contains(&(0, 0, &"a".into())) && sequences.contains(&(0, 1, &"b".into())));
+    for (epoch, sequence, value) in sequences {
+        let expected = match value.as_str() {
+            "a" => (0, 0),
+            "b" => (0, 1),
+            _ => (1, 0),
+        };
+        assert_eq!((epoch, sequence), expected, "{value}");
+    }
+    assert!(
+        seen.iter()
+            .all(|(.., leader_epoch)| *leader_epoch == Some(7))
+    );
+}
+
+#[tokio::test]
+async fn a_batch_that_is_refused_for_good_does_not_take_the_next_with_it() {
+    let script: Script = Box::new(|_, (epoch, sequence, value, _)| {
+        Some(match (value.as_str(), epoch, sequence) {
+            ("large", ..) => Err("MESSAGE_TOO_LARGE"),
+            (_, 0, 1) => Err("OUT_OF_ORDER_SEQUENCE_NUMBER"),
+            _ => Ok(3),
+        })
+    });
+    let (_fake, client) = serve(script).await;
+    let producer = client.producer(options(Duration::from_secs(20)));
+    let (large, next) = (
+        send(&producer, "large").await,
+        send(&producer, "next").await,
+    );
+    let code = large.wait().await.unwrap_err().code().unwrap();
+    assert_eq!(code.name(), "MESSAGE_TOO_LARGE");
+    assert_eq!(next.wait().await.unwrap().offset, Some(3));
+}
+
+#[tokio::test]
+async fn a_delivery_ends_when_its_producer_is_dropped() {
+    let (_fake, client) = serve(Box::new(|_, _| None)).await;
+    let producer = client.producer(options(Duration::from_secs(60)));
+    let delivery = send(&producer, "a").await;
+    drop(producer);
+    let ended = tokio::time::timeout(Duration::from_secs(10), delivery.wait()).await;
+    assert!(matches!(ended, Ok(Err(ClientError::Closed))));
+}
