@@ -1,5 +1,6 @@
 //! A cluster of real processes for a test; ended with it, even when it fails.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs::{File, OpenOptions};
 use std::path::Path;
@@ -7,13 +8,20 @@ use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use quorate::{LocalCluster, LocalClusterOptions, NodeLogs, NodePlan};
-use quorate_client::{Client, ClientOptions};
-use quorate_types::NodeId;
+use quorate_client::{Client, ClientError, ClientOptions};
+use quorate_proto::v1;
+use quorate_proto::v1::produce_request::Payload;
+use quorate_proto::v1::producer_client::ProducerClient;
+use quorate_types::{Endpoint, NodeId};
+use quorate_workload::{Writer, WriterOptions};
 use tempfile::TempDir;
 use tokio::time::{Instant, interval};
 
 /// No condition is waited for longer.
 const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Partitions of a topic under load.
+const PARTITIONS: u32 = 6;
 
 /// A running cluster of three.
 pub struct Cluster {
@@ -156,4 +164,69 @@ impl Cluster {
         })
         .await
     }
+
+    /// Makes a topic of six partitions with three replicas each, and starts to write to all of
+    /// them: some records every 2 ms.
+    pub async fn write_to(&self, topic: &str) -> Writer {
+        let created = self
+            .client
+            .create_topic(topic, PARTITIONS, 3, BTreeMap::new())
+            .await;
+        created.expect("a topic can be made");
+        let options = WriterOptions {
+            topic: topic.to_owned(),
+            partitions: PARTITIONS,
+            keys: 60,
+            records: 8,
+            every: Duration::from_millis(2),
+        };
+        Writer::start(&self.client, options)
+    }
+}
+
+/// Waits until every partition has acknowledged something after `at`.
+pub async fn acknowledged_after(writer: &Writer, at: Instant, what: &str) {
+    eventually(what, || async {
+        let all = writer.all_acknowledged_after(at);
+        let so_far = writer.acknowledged();
+        all.then_some(()).ok_or(format!("{so_far} acknowledged"))
+    })
+    .await;
+}
+
+/// Produces one numbered record by a call of its own, under a key of its own (calls at the same
+/// time have no order); gives the acknowledged offset.
+///
+/// # Errors
+/// The node's answer.
+pub async fn produce_raw(
+    to: &Endpoint,
+    (topic, partition): (&str, u32),
+    number: u64,
+    acks: v1::Acks,
+    timeout: Duration,
+) -> Result<Option<i64>, ClientError> {
+    let record = v1::Record {
+        key: Some(raw_key(number).into_bytes().into()),
+        value: Some(number.to_string().into_bytes().into()),
+        ..v1::Record::default()
+    };
+    let records = vec![record];
+    let request = v1::ProduceRequest {
+        topic: topic.to_owned(),
+        partition: i32::try_from(partition).ok(),
+        acks: acks.into(),
+        payload: Some(Payload::Records(v1::RecordList { records })),
+        timeout_ms: u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX),
+        ..v1::ProduceRequest::default()
+    };
+    let connected = ProducerClient::connect(format!("http://{to}")).await;
+    let mut client = connected.map_err(|error| ClientError::Connection(error.to_string()))?;
+    let answer = client.produce(request).await?;
+    Ok(answer.into_inner().base_offset)
+}
+
+/// The key of a record of [`produce_raw`].
+pub fn raw_key(number: u64) -> String {
+    format!("raw-{number}")
 }

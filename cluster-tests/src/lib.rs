@@ -4,4 +4,4 @@
 mod harness;
 pub mod sim;
 
-pub use harness::{Cluster, eventually};
+pub use harness::{Cluster, acknowledged_after, eventually, produce_raw, raw_key};

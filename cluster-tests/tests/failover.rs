@@ -5,36 +5,17 @@
 use std::path::Path;
 use std::time::Duration;
 
-use cluster_tests::{Cluster, eventually};
+use cluster_tests::{Cluster, acknowledged_after};
 use quorate_types::NodeId;
-use quorate_workload::{Writer, WriterOptions, check, read_all};
+use quorate_workload::{Writer, check, read_all};
 use tokio::time::Instant;
 
 const TOPIC: &str = "numbered";
-const PARTITIONS: u32 = 6;
 const STOP: Duration = Duration::from_secs(30);
 
-fn options() -> WriterOptions {
-    WriterOptions {
-        topic: TOPIC.to_owned(),
-        partitions: PARTITIONS,
-        keys: 40,
-        records: 10,
-        every: Duration::from_millis(2),
-    }
-}
-
-/// Waits until every partition has acknowledged something that is new.
 async fn goes_on(writer: &Writer, after: &str) {
-    let at = Instant::now();
-    eventually(&format!("acknowledged records after {after}"), || async {
-        if writer.all_acknowledged_after(at) {
-            Ok(())
-        } else {
-            Err(format!("{} acknowledged", writer.acknowledged()))
-        }
-    })
-    .await;
+    let what = format!("acknowledged records after {after}");
+    acknowledged_after(writer, Instant::now(), &what).await;
 }
 
 async fn restart(cluster: &mut Cluster, nodes: &[NodeId]) {
@@ -48,12 +29,7 @@ async fn restart(cluster: &mut Cluster, nodes: &[NodeId]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledged_records_survive_the_kill_of_any_node_and_of_all() {
     let mut cluster = Cluster::start(Path::new(env!("CARGO_BIN_EXE_quorate-under-test"))).await;
-    cluster
-        .client
-        .create_topic(TOPIC, PARTITIONS, 3, Default::default())
-        .await
-        .unwrap();
-    let writer = Writer::start(&cluster.client, options());
+    let writer = cluster.write_to(TOPIC).await;
     goes_on(&writer, "the start").await;
 
     let leader = cluster.leader(TOPIC, 0).await;

@@ -7,13 +7,12 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use cluster_tests::{Cluster, eventually};
+use cluster_tests::{Cluster, acknowledged_after, eventually};
 use quorate_types::PartitionId;
-use quorate_workload::{Writer, WriterOptions, check, read_all};
+use quorate_workload::{check, read_all};
 use tokio::time::Instant;
 
 const TOPIC: &str = "gaps";
-const PARTITIONS: u32 = 6;
 /// Far above what is promised (1 s; 2 s with the controller): a busy machine is no failure.
 const BOUND: Duration = Duration::from_secs(5);
 /// After so long without a gap a failover is over.
@@ -26,10 +25,8 @@ impl Figures {
     fn print(&mut self, what: &str) {
         self.0.sort_unstable();
         if let (Some(p50), Some(max)) = (self.0.get(self.0.len() / 2), self.0.last()) {
-            println!(
-                "{what}: {} gaps, p50 {p50:.0?}, max {max:.0?}",
-                self.0.len()
-            );
+            let (p50, max) = (p50.as_millis(), max.as_millis());
+            println!("{what}: {} gaps, p50 {p50} ms, max {max} ms", self.0.len());
         }
     }
 }
@@ -38,29 +35,11 @@ impl Figures {
 async fn the_gap_after_a_kill_is_short() {
     let kills: usize = std::env::var("KILLS").map_or(4, |kills| kills.parse().unwrap());
     let mut cluster = Cluster::start(Path::new(env!("CARGO_BIN_EXE_quorate-under-test"))).await;
-    cluster
-        .client
-        .create_topic(TOPIC, PARTITIONS, 3, Default::default())
-        .await
-        .unwrap();
-    let writer = Writer::start(
-        &cluster.client,
-        WriterOptions {
-            topic: TOPIC.to_owned(),
-            partitions: PARTITIONS,
-            keys: 60,
-            records: 6,
-            every: Duration::from_millis(2),
-        },
-    );
+    let writer = cluster.write_to(TOPIC).await;
     let mut figures: [Figures; 4] = Default::default();
     for kill in 0..kills {
         let started = Instant::now();
-        eventually("every partition to be written", || async {
-            let all = writer.all_acknowledged_after(started);
-            all.then_some(()).ok_or("not yet")
-        })
-        .await;
+        acknowledged_after(&writer, started, "every partition to be written").await;
         let controller = cluster.controller().await;
         let with_controller = kill % 2 == 0;
         let nodes = cluster.processes.node_ids();
@@ -83,12 +62,11 @@ async fn the_gap_after_a_kill_is_short() {
         .await;
         let at = Instant::now();
         cluster.processes.kill(node).unwrap();
-        eventually("every partition to go on", || async {
-            let all = writer.all_acknowledged_after(at + OVER);
-            all.then_some(()).ok_or("not yet")
-        })
-        .await;
-        for (partition, gap) in writer.gaps(at) {
+        acknowledged_after(&writer, at + OVER, "every partition to go on").await;
+        let gaps = writer.gaps(at);
+        let longest = gaps.values().max().map_or(0, Duration::as_millis);
+        println!("kill of node {node}, controller {with_controller}: {longest} ms");
+        for (partition, gap) in gaps {
             let kind = usize::from(with_controller) * 2 + usize::from(led.contains(&partition));
             figures[kind].0.push(gap);
         }

@@ -5,69 +5,21 @@
 use std::path::Path;
 use std::time::Duration;
 
-use cluster_tests::{Cluster, eventually};
-use quorate_client::ClientError;
-use quorate_proto::v1;
-use quorate_proto::v1::producer_client::ProducerClient;
-use quorate_types::{Endpoint, ErrorCode};
-use quorate_workload::{Sent, Writer, WriterOptions, check, read_all};
+use cluster_tests::{Cluster, acknowledged_after, produce_raw, raw_key};
+use quorate_proto::v1::Acks;
+use quorate_types::ErrorCode;
+use quorate_workload::{Sent, check, read_all};
 use tokio::time::Instant;
 
 const TOPIC: &str = "no-quorum";
-const PARTITIONS: u32 = 6;
 const TIMEOUT: Duration = Duration::from_millis(1_500);
-
-fn key(number: u64) -> String {
-    format!("raw-{number}")
-}
-
-async fn produce(to: &Endpoint, partition: u32, number: u64) -> Result<i64, ClientError> {
-    let record = v1::Record {
-        key: Some(key(number).into_bytes().into()),
-        value: Some(number.to_string().into_bytes().into()),
-        ..v1::Record::default()
-    };
-    let request = v1::ProduceRequest {
-        topic: TOPIC.to_owned(),
-        partition: Some(partition as i32),
-        acks: v1::Acks::All.into(),
-        payload: Some(v1::produce_request::Payload::Records(v1::RecordList {
-            records: vec![record],
-        })),
-        timeout_ms: TIMEOUT.as_millis() as u32,
-        ..v1::ProduceRequest::default()
-    };
-    let mut client = ProducerClient::connect(format!("http://{}:{}", to.host, to.port))
-        .await
-        .unwrap();
-    let answer = client.produce(request).await.map_err(ClientError::from)?;
-    Ok(answer.into_inner().base_offset.unwrap())
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_quorum_nothing_is_acknowledged_and_with_one_it_goes_on() {
     let mut cluster = Cluster::start(Path::new(env!("CARGO_BIN_EXE_quorate-under-test"))).await;
-    cluster
-        .client
-        .create_topic(TOPIC, PARTITIONS, 3, Default::default())
-        .await
-        .unwrap();
-    let writer = Writer::start(
-        &cluster.client,
-        WriterOptions {
-            topic: TOPIC.to_owned(),
-            partitions: PARTITIONS,
-            keys: 60,
-            records: 6,
-            every: Duration::from_millis(2),
-        },
-    );
+    let writer = cluster.write_to(TOPIC).await;
     let begun = Instant::now();
-    let written = |since| {
-        let all = writer.all_acknowledged_after(since);
-        async move { all.then_some(()).ok_or("not yet") }
-    };
-    eventually("every partition to be written", || written(begun)).await;
+    acknowledged_after(&writer, begun, "every partition to be written").await;
     let described = cluster.client.describe_topic(TOPIC).await.unwrap();
     let controller = cluster.controller().await;
     let nodes = cluster.processes.node_ids();
@@ -85,7 +37,7 @@ async fn without_a_quorum_nothing_is_acknowledged_and_with_one_it_goes_on() {
         let id = partition.partition.unsigned_abs();
         let leads = partition.leader == Some(node.get());
         let asked = Instant::now();
-        let answer = produce(&address, id, number).await;
+        let answer = produce_raw(&address, (TOPIC, id), number, Acks::All, TIMEOUT).await;
         let took = asked.elapsed();
         let code = answer.as_ref().unwrap_err().code();
         println!(
@@ -100,7 +52,7 @@ async fn without_a_quorum_nothing_is_acknowledged_and_with_one_it_goes_on() {
         assert!(expected.contains(&code.unwrap()), "{answer:?}");
         assert!(took < TIMEOUT + Duration::from_secs(2), "{took:?}");
         calls.push(Sent {
-            key: key(number),
+            key: raw_key(number),
             number,
             acknowledged: None,
         });
@@ -108,7 +60,7 @@ async fn without_a_quorum_nothing_is_acknowledged_and_with_one_it_goes_on() {
     assert!(!writer.all_acknowledged_after(killed + Duration::from_millis(100)));
     let back = Instant::now();
     cluster.processes.start_node(dead[0]).unwrap();
-    eventually("every partition to go on with two nodes", || written(back)).await;
+    acknowledged_after(&writer, back, "every partition to go on with two nodes").await;
     println!(
         "went on {} ms after a second node was started",
         back.elapsed().as_millis()

@@ -5,17 +5,16 @@
 use std::path::Path;
 use std::time::Duration;
 
-use cluster_tests::{Cluster, eventually};
+use cluster_tests::{Cluster, acknowledged_after, eventually, produce_raw, raw_key};
 use quorate_client::{Client, ClientError};
-use quorate_proto::v1;
-use quorate_proto::v1::producer_client::ProducerClient;
+use quorate_proto::v1::Acks;
 use quorate_types::NodeId;
-use quorate_workload::{Sent, Writer, WriterOptions, check, read_all};
+use quorate_workload::{Sent, check, read_all};
 use tokio::time::Instant;
 
 const TOPIC: &str = "pauses";
-const PARTITIONS: u32 = 6;
 const CALLS: usize = 30;
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// Far above what is promised (session + 1 s; + 2 s more with the controller).
 const BOUND: Duration = Duration::from_secs(12);
 
@@ -40,25 +39,6 @@ async fn leads_nothing(cluster: &Cluster, node: NodeId) {
     .await;
 }
 
-fn request(partition: u32, number: u64, acks: v1::Acks) -> v1::ProduceRequest {
-    let record = v1::Record {
-        // A key of its own: calls at the same time have no order.
-        key: Some(format!("raw-{number}").into_bytes().into()),
-        value: Some(number.to_string().into_bytes().into()),
-        ..v1::Record::default()
-    };
-    v1::ProduceRequest {
-        topic: TOPIC.to_owned(),
-        partition: Some(partition as i32),
-        acks: acks.into(),
-        payload: Some(v1::produce_request::Payload::Records(v1::RecordList {
-            records: vec![record],
-        })),
-        timeout_ms: 5_000,
-        ..v1::ProduceRequest::default()
-    }
-}
-
 /// Truncations that a node has told of.
 fn cuts(cluster: &Cluster, node: NodeId) -> usize {
     let path = cluster.processes.log_path(node).unwrap();
@@ -69,28 +49,10 @@ fn cuts(cluster: &Cluster, node: NodeId) -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frozen_node_is_replaced_and_does_no_harm_when_it_goes_on() {
     let mut cluster = Cluster::start(Path::new(env!("CARGO_BIN_EXE_quorate-under-test"))).await;
-    cluster
-        .client
-        .create_topic(TOPIC, PARTITIONS, 3, Default::default())
-        .await
-        .unwrap();
-    let writer = Writer::start(
-        &cluster.client,
-        WriterOptions {
-            topic: TOPIC.to_owned(),
-            partitions: PARTITIONS,
-            keys: 60,
-            records: 6,
-            every: Duration::from_millis(2),
-        },
-    );
+    let writer = cluster.write_to(TOPIC).await;
     for with_controller in [false, true] {
         let started = Instant::now();
-        eventually("every partition to be written", || async {
-            let all = writer.all_acknowledged_after(started);
-            all.then_some(()).ok_or("not yet")
-        })
-        .await;
+        acknowledged_after(&writer, started, "every partition to be written").await;
         let controller = cluster.controller().await;
         let mut nodes = cluster.processes.node_ids().into_iter();
         let node = nodes
@@ -98,10 +60,11 @@ async fn a_frozen_node_is_replaced_and_does_no_harm_when_it_goes_on() {
             .unwrap();
         let at = Instant::now();
         cluster.processes.pause(node).unwrap();
-        eventually("every partition to go on", || async {
-            let all = writer.all_acknowledged_after(at + Duration::from_secs(8));
-            all.then_some(()).ok_or("not yet")
-        })
+        acknowledged_after(
+            &writer,
+            at + Duration::from_secs(8),
+            "every partition to go on",
+        )
         .await;
         let longest = writer.gaps(at).into_values().max().unwrap();
         println!(
@@ -129,7 +92,7 @@ async fn a_frozen_node_is_replaced_and_does_no_harm_when_it_goes_on() {
         .unwrap()
         .0;
     let mut calls = Vec::new();
-    for (at, acks) in [v1::Acks::Leader, v1::Acks::None]
+    for (at, acks) in [Acks::Leader, Acks::None]
         .into_iter()
         .cycle()
         .take(CALLS)
@@ -137,10 +100,9 @@ async fn a_frozen_node_is_replaced_and_does_no_harm_when_it_goes_on() {
     {
         let partition = partitions[at % partitions.len()];
         let number = 1_000_000_000 + at as u64;
-        let address = format!("http://{}:{}", address.host, address.port);
+        let address = address.clone();
         let call = tokio::spawn(async move {
-            let mut client = ProducerClient::connect(address).await.unwrap();
-            client.produce(request(partition, number, acks)).await
+            produce_raw(&address, (TOPIC, partition), number, acks, TIMEOUT).await
         });
         calls.push((partition, number, acks, call));
     }
@@ -149,19 +111,15 @@ async fn a_frozen_node_is_replaced_and_does_no_harm_when_it_goes_on() {
     let mut refused = 0;
     for (partition, number, acks, call) in calls {
         let acknowledged = match call.await.unwrap() {
-            Ok(response) => {
-                let offset = response.into_inner().base_offset;
-                offset.map(|offset| (partition, offset))
-            }
-            Err(status) => {
+            Ok(offset) => offset.map(|offset| (partition, offset)),
+            Err(error) => {
                 refused += 1;
-                let code = ClientError::from(status).code();
-                assert!(code.is_some(), "{acks:?}");
+                assert!(error.code().is_some(), "{acks:?}: {error}");
                 None
             }
         };
         history.push(Sent {
-            key: format!("raw-{number}"),
+            key: raw_key(number),
             number,
             acknowledged,
         });
