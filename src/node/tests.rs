@@ -219,6 +219,48 @@ async fn records_go_in_at_any_node_come_out_at_any_node_and_survive_a_restart_of
     stop(running).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_to_one_node_reaches_every_leader_and_keeps_the_order_of_each() {
+    let root = tempfile::tempdir().unwrap();
+    let plan = plan(3);
+    let running = start(&plan, root.path()).await;
+    let at = &plan[0].1;
+    eventually("a topic is created", || create(at)).await;
+    // Every leader is up once a record has gone in.
+    for partition in 0..6 {
+        eventually("a record is taken", || produce(at, partition, "first")).await;
+    }
+    let request = |number: u64| v1::ProduceStreamRequest {
+        request_id: number,
+        request: Some(v1::ProduceRequest {
+            topic: "t".into(),
+            partition: Some((number % 6) as i32),
+            payload: Some(v1::produce_request::Payload::Records(v1::RecordList {
+                records: vec![v1::Record {
+                    value: Some(number.to_string().into_bytes().into()),
+                    ..Default::default()
+                }],
+            })),
+            ..Default::default()
+        }),
+    };
+    let requests: Vec<_> = (0..120).map(request).collect();
+    let mut producer = ProducerClient::connect(url(at)).await.unwrap();
+    let answers = producer.produce_stream(tokio_stream::iter(requests)).await;
+    let mut answers = answers.unwrap().into_inner();
+    let mut offsets = std::collections::BTreeMap::new();
+    while let Some(answer) = answers.message().await.unwrap() {
+        let Some(v1::produce_stream_response::Result::Response(response)) = answer.result else {
+            panic!("{answer:?}");
+        };
+        offsets.insert(answer.request_id, response.base_offset.unwrap());
+    }
+    // One behind the first, in the order in which they were sent.
+    let expected = (0..120).map(|number| (number, 1 + number as i64 / 6));
+    assert_eq!(offsets, expected.collect());
+    stop(running).await;
+}
+
 #[tokio::test]
 async fn a_directory_in_use_and_a_port_in_use_are_named() {
     let root = tempfile::tempdir().unwrap();

@@ -72,7 +72,12 @@ impl Cluster for Edge {
                 return;
             }
             loop {
-                let event = match live.recv().await {
+                let event = tokio::select! {
+                    event = live.recv() => event,
+                    // Nobody reads any more, however quiet the cluster is.
+                    () = sender.closed() => return,
+                };
+                let event = match event {
                     Ok(event) if Some(event.index) <= last => continue,
                     Ok(event) => Ok(describe::event(&event)),
                     Err(broadcast::error::RecvError::Lagged(missed)) => {

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt};
 use quorate_broker::{PendingProduce, ProduceCall};
@@ -13,8 +14,9 @@ use quorate_record::{Batch, BatchError, partition_for_key};
 use quorate_replication::{ProduceError, Produced};
 use quorate_types::{ErrorCode, LeaderEpoch, PartitionId, Timestamp};
 use quorate_wire::ErrorInfo;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::channels::MESSAGE_BYTES;
@@ -38,6 +40,8 @@ struct Prepared {
 /// What a request has become.
 enum Started {
     Pending(Located, PendingProduce),
+    /// For the leader at the other end.
+    Forward(Box<Prepared>, Channel),
     Answered(Result<v1::ProduceResponse, ErrorInfo>),
 }
 
@@ -160,25 +164,30 @@ impl Edge {
                 let pending = self.broker().submit(prepared.call).await;
                 Started::Pending(prepared.located, pending)
             }
-            Ok(Route::There(channel)) => {
-                let within = prepared.call.timeout + FORWARD_GRACE;
-                let mut request = prepared.request;
-                // The partition was chosen here: the leader must not choose another.
-                request.partition = Some(prepared.located.id.partition.to_signed());
-                let mut client = ProducerClient::new(channel)
-                    .max_decoding_message_size(MESSAGE_BYTES)
-                    .max_encoding_message_size(MESSAGE_BYTES);
-                // Never a second try: it may have arrived (R11).
-                let answer = client.produce(forward(request, within)).await;
-                Started::Answered(match answer {
-                    Ok(answer) => Ok(answer.into_inner()),
-                    Err(status) => {
-                        let status = forward_failed(status, true);
-                        Err(from_status(&status).unwrap_or_else(|| {
-                            ErrorInfo::new(ErrorCode::RequestTimedOut, status.message())
-                        }))
-                    }
-                })
+            Ok(Route::There(channel)) => Started::Forward(Box::new(prepared), channel),
+        }
+    }
+
+    /// Sends a request on to its leader. Never a second try: it may have arrived (R11).
+    async fn forward_produce(
+        &self,
+        prepared: Prepared,
+        channel: Channel,
+    ) -> Result<v1::ProduceResponse, ErrorInfo> {
+        let within = prepared.call.timeout + FORWARD_GRACE;
+        let mut request = prepared.request;
+        // The partition was chosen here: the leader must not choose another.
+        request.partition = Some(prepared.located.id.partition.to_signed());
+        let mut client = ProducerClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES)
+            .max_encoding_message_size(MESSAGE_BYTES);
+        match client.produce(forward(request, within)).await {
+            Ok(answer) => Ok(answer.into_inner()),
+            Err(status) => {
+                let status = forward_failed(status, true);
+                Err(from_status(&status).unwrap_or_else(|| {
+                    ErrorInfo::new(ErrorCode::RequestTimedOut, status.message())
+                }))
             }
         }
     }
@@ -202,6 +211,7 @@ impl Edge {
         match self.start(request, forwarded).await {
             Started::Answered(answer) => answer,
             Started::Pending(located, pending) => self.finish(&located, pending.wait().await),
+            Started::Forward(prepared, channel) => self.forward_produce(*prepared, channel).await,
         }
     }
 
@@ -212,7 +222,9 @@ impl Edge {
         forwarded: bool,
         answers: mpsc::Sender<Result<v1::ProduceStreamResponse, Status>>,
     ) {
-        let mut pending = FuturesUnordered::new();
+        let mut pending: FuturesUnordered<BoxFuture<'static, _>> = FuturesUnordered::new();
+        // Forwarded requests keep their order: each waits for the end of the one before.
+        let mut before: Option<oneshot::Receiver<()>> = None;
         let mut open = true;
         while open || !pending.is_empty() {
             let answer = tokio::select! {
@@ -227,10 +239,25 @@ impl Edge {
                         Started::Answered(answer) => stream_response(request_id, answer),
                         Started::Pending(located, waiting) => {
                             let edge = self.clone();
-                            pending.push(async move {
+                            pending.push(Box::pin(async move {
                                 let answer = edge.finish(&located, waiting.wait().await);
                                 stream_response(request_id, answer)
-                            });
+                            }));
+                            continue;
+                        }
+                        Started::Forward(prepared, channel) => {
+                            let edge = self.clone();
+                            let (done, next) = oneshot::channel::<()>();
+                            let before = before.replace(next);
+                            pending.push(Box::pin(async move {
+                                if let Some(before) = before {
+                                    // Ends when the one before has dropped its side.
+                                    let _over = before.await;
+                                }
+                                let answer = edge.forward_produce(*prepared, channel).await;
+                                drop(done);
+                                stream_response(request_id, answer)
+                            }));
                             continue;
                         }
                     }
