@@ -51,6 +51,16 @@ fn acks_of_another_subscription_are_caught() {
     is_caught::<UnboundAcks>("acks not bound to their subscription");
 }
 
+struct EstablishEarly;
+impl Faults for EstablishEarly {
+    const ESTABLISH_EARLY: bool = true;
+}
+
+#[test]
+fn durability_that_is_called_established_early_is_caught() {
+    is_caught::<EstablishEarly>("durability established early");
+}
+
 struct ResumeOldEpoch;
 impl Faults for ResumeOldEpoch {
     const RESUME_OLD_EPOCH: bool = true;

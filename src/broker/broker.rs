@@ -7,12 +7,13 @@ use parking_lot::Mutex;
 use quorate_log::{DataDirectory, LogError};
 use quorate_metadata::RegisterBroker;
 use quorate_quorum::QuorumHandle;
+use quorate_record::Batch;
 use quorate_replication::{FollowerMessage, ProduceError, Produced, StreamId, Timing};
 use quorate_types::{
     BrokerEpoch, Endpoint, Incarnation, LeaderEpoch, NodeId, Offset, TopicPartition,
 };
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -23,10 +24,11 @@ use crate::calls::{
 };
 use crate::clock::{Clock, ControllerContact};
 use crate::fetch;
-use crate::hosted::Registry;
+use crate::hosted::{HostedPartition, Registry};
 use crate::leader_links::LeaderLinks;
 use crate::lifecycle::{Lifecycle, LifecycleConfig, ShutdownOutcome, is_active};
 use crate::mailbox::{Mail, Mailbox, mailbox};
+use crate::metrics::Fetches;
 use crate::plane::{Plane, PlaneParts};
 use crate::stream::{FollowerOutgoing, follower_stream};
 use crate::transport::{ControllerLink, ReplicationTransport};
@@ -49,6 +51,8 @@ pub struct BrokerConfig {
     pub rack: Option<String>,
     /// Bytes of batches that may wait for acknowledgement; further produces wait for room.
     pub produce_bytes: usize,
+    /// Bytes of answers to fetches that may be under way; further answers are small.
+    pub fetch_bytes: usize,
 }
 
 /// Why a broker could not start.
@@ -62,6 +66,13 @@ pub enum BrokerError {
     Thread(#[from] std::io::Error),
 }
 
+/// Batches that are brought under their topic's codec at a time, and what the records of one may
+/// take meanwhile.
+const RECOMPRESSING: usize = 4;
+/// Lookups by timestamp at a time: each may decompress a batch.
+const LOOKING_UP: usize = 4;
+const DECOMPRESSED_MAX: usize = 64 << 20;
+
 struct Shared {
     incarnation: Incarnation,
     node: NodeId,
@@ -73,6 +84,14 @@ struct Shared {
     contact: ControllerContact,
     produce_room: Arc<Semaphore>,
     produce_bytes: usize,
+    room_wait: metrics::Histogram,
+    fetches: Fetches,
+    fetch_room: Arc<Semaphore>,
+    fetch_bytes: usize,
+    /// Lookups by timestamp at a time.
+    looking_up: Semaphore,
+    /// Batches that are brought under their topic's codec at a time.
+    recompressing: Semaphore,
     next_stream: std::sync::atomic::AtomicU64,
     epoch: watch::Receiver<Option<BrokerEpoch>>,
     wants_shutdown: watch::Sender<bool>,
@@ -81,6 +100,17 @@ struct Shared {
     cancel: CancellationToken,
     plane: Mutex<Option<std::thread::JoinHandle<()>>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// Something bounded that fills up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Queue {
+    /// What it holds.
+    pub name: &'static str,
+    /// How much it holds.
+    pub used: usize,
+    /// How much it may.
+    pub limit: usize,
 }
 
 /// A running broker. Cheap to clone.
@@ -204,6 +234,12 @@ impl Broker {
                 contact,
                 produce_room: Arc::new(Semaphore::new(config.produce_bytes)),
                 produce_bytes: config.produce_bytes,
+                room_wait: crate::metrics::room(),
+                fetches: Fetches::new(),
+                fetch_bytes: config.fetch_bytes,
+                fetch_room: Arc::new(Semaphore::new(config.fetch_bytes)),
+                looking_up: Semaphore::new(LOOKING_UP),
+                recompressing: Semaphore::new(RECOMPRESSING),
                 next_stream: std::sync::atomic::AtomicU64::new(1),
                 epoch: epoch_seen,
                 wants_shutdown,
@@ -216,6 +252,33 @@ impl Broker {
         })
     }
 
+    /// Room for a produce of `size` bytes that is on its way to another node; to be held until it
+    /// is answered.
+    ///
+    /// # Errors
+    /// [`ProduceError::Throttled`] where there is none within `patience`.
+    pub async fn produce_room(
+        &self,
+        size: usize,
+        patience: Duration,
+    ) -> Result<OwnedSemaphorePermit, ProduceError> {
+        let shared = &self.shared;
+        let permits = u32::try_from(size.min(shared.produce_bytes)).unwrap_or(u32::MAX);
+        if let Ok(permit) = Arc::clone(&shared.produce_room).try_acquire_many_owned(permits) {
+            return Ok(permit);
+        }
+        let begun = shared.clock.now();
+        let room = Arc::clone(&shared.produce_room).acquire_many_owned(permits);
+        let room = timeout(patience, room).await;
+        let waited = shared.clock.now().saturating_sub(begun);
+        shared.room_wait.record(waited.as_secs_f64());
+        match room {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_closed)) => Err(ProduceError::LeadershipLost),
+            Err(_elapsed) => Err(ProduceError::Throttled),
+        }
+    }
+
     /// Hands a batch to the leader and waits for the answer (R3).
     ///
     /// # Errors
@@ -226,15 +289,19 @@ impl Broker {
 
     /// Hands a batch to the leader, in the order of the calls that one task awaits one after the
     /// other; waits only for room.
-    pub async fn submit(&self, call: ProduceCall) -> PendingProduce {
+    pub async fn submit(&self, mut call: ProduceCall) -> PendingProduce {
         let shared = &self.shared;
         let (answer, pending) = oneshot::channel();
         let deadline = shared.clock.now() + call.timeout;
-        let size = call.batch.size().min(shared.produce_bytes);
-        let permits = u32::try_from(size).unwrap_or(u32::MAX);
-        let room = Arc::clone(&shared.produce_room).acquire_many_owned(permits);
-        match timeout(call.timeout, room).await {
-            Ok(Ok(permit)) => {
+        match self.produce_room(call.batch.size(), call.timeout).await {
+            Ok(permit) => {
+                call.batch = match self.under_topic_codec(&call.partition, call.batch).await {
+                    Ok(batch) => batch,
+                    Err(error) => {
+                        let _gone = answer.send(Err(error));
+                        return PendingProduce { answer: pending };
+                    }
+                };
                 // A plane that has stopped drops the mail, and with it the answer's sender.
                 shared
                     .mailbox
@@ -243,15 +310,41 @@ impl Broker {
                         deadline,
                         answer,
                         permit,
+                        sent: shared.clock.now(),
                     })
                     .await;
             }
-            Ok(Err(_closed)) => drop(answer),
-            Err(_elapsed) => {
-                let _gone = answer.send(Err(ProduceError::Throttled));
+            Err(error) => {
+                crate::metrics::refused(&error);
+                let _gone = answer.send(Err(error));
             }
         }
         PendingProduce { answer: pending }
+    }
+
+    /// `compression.type`: the batch under the topic's codec, where it has one.
+    async fn under_topic_codec(
+        &self,
+        partition: &TopicPartition,
+        batch: Batch,
+    ) -> Result<Batch, ProduceError> {
+        let image = self.shared.quorum.image();
+        let settings = image.topic(partition.topic_id).map(|topic| &topic.settings);
+        let Some(codec) = settings.and_then(|settings| settings.compression) else {
+            return Ok(batch);
+        };
+        if codec == batch.header().compression {
+            return Ok(batch);
+        }
+        let turn = self.shared.recompressing.acquire().await;
+        let packed =
+            tokio::task::spawn_blocking(move || batch.recompressed(codec, DECOMPRESSED_MAX)).await;
+        drop(turn);
+        match packed {
+            Ok(Ok(batch)) => Ok(batch),
+            Ok(Err(error)) => Err(ProduceError::InvalidRecord(error.to_string())),
+            Err(_died) => Err(ProduceError::LeadershipLost),
+        }
     }
 
     /// Reads records below the high watermark.
@@ -264,7 +357,14 @@ impl Broker {
             .registry
             .get(&call.partition)
             .ok_or(FetchError::NotLeader)?;
-        fetch::fetch(hosted, call).await
+        let shared = &self.shared;
+        fetch::fetch(hosted, &shared.fetch_room, &shared.fetches, call).await
+    }
+
+    /// Room for an answer of `size` bytes that has come from another node; small ones need none,
+    /// and what is there already is not refused for want of it.
+    pub async fn fetch_room(&self, size: usize) -> Option<OwnedSemaphorePermit> {
+        fetch::room_for(&self.shared.fetch_room, size).await
     }
 
     /// Looks an offset up.
@@ -282,7 +382,7 @@ impl Broker {
             .registry
             .get(&partition)
             .ok_or(FetchError::NotLeader)?;
-        fetch::list_offset(hosted, position, current_epoch).await
+        fetch::list_offset(hosted, &self.shared.looking_up, position, current_epoch).await
     }
 
     /// Whether this node leads the partition, as it knows.
@@ -297,6 +397,35 @@ impl Broker {
         let state = *hosted.state.borrow();
         let (_, epoch_start) = state.leading?;
         (state.high_watermark >= epoch_start).then_some(state.high_watermark)
+    }
+
+    /// The partitions hosted here, as they are now.
+    pub fn hosted(&self) -> Vec<HostedPartition> {
+        self.shared.registry.list()
+    }
+
+    /// What waits here, and how much may.
+    pub fn queues(&self) -> [Queue; 3] {
+        let shared = &self.shared;
+        let (waiting, most) = shared.mailbox.waiting();
+        let used = |room: &Semaphore, most: usize| most.saturating_sub(room.available_permits());
+        [
+            Queue {
+                name: "plane_messages",
+                used: waiting,
+                limit: most,
+            },
+            Queue {
+                name: "produce_bytes",
+                used: used(&shared.produce_room, shared.produce_bytes),
+                limit: shared.produce_bytes,
+            },
+            Queue {
+                name: "fetch_bytes",
+                used: used(&shared.fetch_room, shared.fetch_bytes),
+                limit: shared.fetch_bytes,
+            },
+        ]
     }
 
     /// Takes a follower's stream: feeds what it says to the replicas, and gives what they answer.

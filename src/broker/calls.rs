@@ -6,7 +6,7 @@ use bytes::Bytes;
 use quorate_record::Batch;
 use quorate_replication::{ProduceError, Produced};
 use quorate_types::{Acks, ErrorCode, LeaderEpoch, Offset, Timestamp, TopicPartition};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// One batch to append to one partition.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ pub struct FetchCall {
 }
 
 /// What a fetch found.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Fetched {
     /// Whole batches, one after the other; the first may begin below the asked offset.
     pub bytes: Bytes,
@@ -73,6 +73,9 @@ pub struct Fetched {
     pub leader_epoch: LeaderEpoch,
     /// Where the caller's history and this log part; then there are no bytes.
     pub diverging: Option<(LeaderEpoch, Offset)>,
+    /// The room that the bytes take; to be held for as long as they are in memory. Small answers
+    /// take none.
+    pub room: Option<OwnedSemaphorePermit>,
 }
 
 /// Why a fetch or an offset query failed.

@@ -1,14 +1,17 @@
 //! Reading: below the high watermark, from the leader, without passing through the plane.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use quorate_record::Batch;
 use quorate_types::{LeaderEpoch, Offset};
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::calls::{FetchCall, FetchError, Fetched, ListedOffset, OffsetPosition};
 use crate::hosted::{Hosted, Published};
+use crate::metrics::Fetches;
 
 /// Checks that this node leads at the epoch that the caller believes in; gives the epoch and its
 /// first offset.
@@ -39,21 +42,57 @@ fn divergence(
     (epoch != last || end < call.offset).then_some((epoch, end))
 }
 
-pub(crate) async fn fetch(hosted: Arc<Hosted>, call: FetchCall) -> Result<Fetched, FetchError> {
+/// An answer of so many bytes needs no room: what a connection buffers anyway.
+const FREE: usize = 64 << 10;
+/// How long an answer that another node has given waits for room.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Room for `wanted` bytes, for less where there is not so much left, for [`FREE`] bytes always: an
+/// answer becomes smaller before it is refused.
+fn reserve(room: &Arc<Semaphore>, wanted: usize) -> (usize, Option<OwnedSemaphorePermit>) {
+    let mut wanted = wanted;
+    while wanted > FREE {
+        let permits = u32::try_from(wanted).unwrap_or(u32::MAX);
+        if let Ok(permit) = Arc::clone(room).try_acquire_many_owned(permits) {
+            return (wanted, Some(permit));
+        }
+        wanted /= 2;
+    }
+    (wanted, None)
+}
+
+/// Room for bytes that are there already: waited for, but not for long.
+pub(crate) async fn room_for(room: &Arc<Semaphore>, size: usize) -> Option<OwnedSemaphorePermit> {
+    if size <= FREE {
+        return None;
+    }
+    let permits = u32::try_from(size).unwrap_or(u32::MAX);
+    let room = Arc::clone(room).acquire_many_owned(permits);
+    timeout(PATIENCE, room).await.ok()?.ok()
+}
+
+pub(crate) async fn fetch(
+    hosted: Arc<Hosted>,
+    room: &Arc<Semaphore>,
+    fetches: &Fetches,
+    mut call: FetchCall,
+) -> Result<Fetched, FetchError> {
+    let asked = call.max_bytes;
     let mut states = hosted.state.subscribe();
     let deadline = Instant::now() + call.max_wait;
     loop {
         let state = *states.borrow_and_update();
         let (leader_epoch, _) = check_leading(&state, call.current_epoch)?;
-        let fetched = |bytes, diverging| Fetched {
+        let fetched = |bytes, diverging, room| Fetched {
             bytes,
+            room,
             high_watermark: state.high_watermark,
             log_start: state.log_start,
             leader_epoch,
             diverging,
         };
         if let Some(diverging) = divergence(&hosted, &state, &call) {
-            return Ok(fetched(Bytes::new(), Some(diverging)));
+            return Ok(fetched(Bytes::new(), Some(diverging), None));
         }
         if call.offset < state.log_start || call.offset > state.log_end {
             return Err(FetchError::OutOfRange {
@@ -62,33 +101,47 @@ pub(crate) async fn fetch(hosted: Arc<Hosted>, call: FetchCall) -> Result<Fetche
                 log_end: state.log_end,
             });
         }
-        let bytes = if call.offset < state.high_watermark {
-            read(&hosted, &call, state.high_watermark).await?
+        let (bytes, room) = if call.offset < state.high_watermark {
+            let (granted, mut room) = reserve(room, asked);
+            call.max_bytes = granted;
+            let bytes = read(&hosted, fetches, &call, state.high_watermark).await?;
+            if let Some(room) = &mut room {
+                drop(room.split(granted.saturating_sub(bytes.len())));
+            }
+            (bytes, room)
         } else {
-            Bytes::new()
+            (Bytes::new(), None)
         };
         let enough = bytes.len() >= call.min_bytes.min(call.max_bytes);
         // Whole batches seldom fill a fetch: where more is there, waiting would bring no more.
         let full = Batch::end_of(&bytes).is_some_and(|end| end < state.high_watermark);
         if enough || full || Instant::now() >= deadline {
-            return Ok(fetched(bytes, None));
+            return Ok(fetched(bytes, None, room));
         }
         // A change of any kind is looked at anew; the deadline answers with what is there.
         match timeout_at(deadline, states.changed()).await {
             Ok(Ok(())) => {}
             Ok(Err(_closed)) => return Err(FetchError::NotLeader),
-            Err(_elapsed) => return Ok(fetched(bytes, None)),
+            Err(_elapsed) => return Ok(fetched(bytes, None, room)),
         }
     }
 }
 
-async fn read(hosted: &Arc<Hosted>, call: &FetchCall, up_to: Offset) -> Result<Bytes, FetchError> {
+async fn read(
+    hosted: &Arc<Hosted>,
+    fetches: &Fetches,
+    call: &FetchCall,
+    up_to: Offset,
+) -> Result<Bytes, FetchError> {
     let (from, max_bytes) = (call.offset, call.max_bytes);
     if let Some(bytes) = hosted.reader.read_cached(from, up_to, max_bytes) {
+        fetches.read(bytes.len(), true);
         return Ok(bytes);
     }
     let reader = hosted.reader.clone();
-    blocking(move || reader.read(from, up_to, max_bytes)).await
+    let bytes = blocking(move || reader.read(from, up_to, max_bytes)).await?;
+    fetches.read(bytes.len(), false);
+    Ok(bytes)
 }
 
 /// Runs a disk read where it may block.
@@ -104,6 +157,7 @@ async fn blocking<T: Send + 'static, E: std::fmt::Display + Send + 'static>(
 
 pub(crate) async fn list_offset(
     hosted: Arc<Hosted>,
+    looking_up: &Semaphore,
     position: OffsetPosition,
     current_epoch: Option<LeaderEpoch>,
 ) -> Result<ListedOffset, FetchError> {
@@ -124,6 +178,8 @@ pub(crate) async fn list_offset(
         OffsetPosition::Timestamp(at) => {
             let reader = hosted.reader.clone();
             let up_to = state.high_watermark;
+            // A batch may have to be decompressed for it.
+            let _turn = looking_up.acquire().await;
             match blocking(move || reader.offset_for_timestamp(at, up_to)).await? {
                 Some((offset, timestamp)) => Ok(listed(Some(offset), Some(timestamp))),
                 None if up_to < epoch_start => Err(FetchError::OffsetNotAvailable),

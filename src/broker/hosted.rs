@@ -24,6 +24,21 @@ pub(crate) struct Published {
     pub(crate) high_watermark: Offset,
 }
 
+/// A hosted partition, for those who look at it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostedPartition {
+    /// Which.
+    pub id: TopicPartition,
+    /// Whether this node leads it.
+    pub leading: bool,
+    /// First offset of the log here.
+    pub log_start: Offset,
+    /// End of the log here, exclusive.
+    pub log_end: Offset,
+    /// The high watermark as known here.
+    pub high_watermark: Offset,
+}
+
 /// One hosted partition, for readers.
 pub(crate) struct Hosted {
     pub(crate) reader: LogReader<Disk>,
@@ -67,6 +82,22 @@ impl Registry {
 
     pub(crate) fn remove(&self, id: &TopicPartition) {
         self.partitions.write().remove(id);
+    }
+
+    /// All of them, as they are now.
+    pub(crate) fn list(&self) -> Vec<HostedPartition> {
+        let partitions = self.partitions.read();
+        let of = |(id, hosted): (&TopicPartition, &Arc<Hosted>)| {
+            let state = *hosted.state.borrow();
+            HostedPartition {
+                id: *id,
+                leading: state.leading.is_some(),
+                log_start: state.log_start,
+                log_end: state.log_end,
+                high_watermark: state.high_watermark,
+            }
+        };
+        partitions.iter().map(of).collect()
     }
 
     /// How many partitions this node leads.

@@ -15,16 +15,19 @@ mod hosting;
 mod leader_links;
 mod lifecycle;
 mod mailbox;
+mod metrics;
 mod plane;
 mod proposals;
 mod stream;
 mod transport;
 
-pub use broker::{Broker, BrokerConfig, BrokerError};
+pub use broker::{Broker, BrokerConfig, BrokerError, Queue};
 pub use calls::{
     FetchCall, FetchError, Fetched, ListedOffset, OffsetPosition, PendingProduce, ProduceCall,
 };
+pub use hosted::HostedPartition;
 pub use lifecycle::{LifecycleConfig, ShutdownOutcome};
+pub use metrics::describe as describe_metrics;
 pub use stream::FollowerOutgoing;
 pub use transport::{
     ControllerLink, ControllerSession, Heartbeat, HeartbeatReply, LeaderStream,

@@ -28,6 +28,8 @@ pub(crate) enum Mail {
         answer: oneshot::Sender<Result<Produced, ProduceError>>,
         /// Held until the answer: bounds the bytes of unanswered produces.
         permit: OwnedSemaphorePermit,
+        /// When it was put here.
+        sent: std::time::Duration,
     },
     FollowerStreamOpened {
         stream: StreamId,
@@ -96,6 +98,12 @@ pub(crate) fn mailbox() -> (Mailbox, Inbox) {
 }
 
 impl Mailbox {
+    /// Requests and messages that wait, and how many may.
+    pub(crate) fn waiting(&self) -> (usize, usize) {
+        let most = self.requests.max_capacity();
+        (most - self.requests.capacity(), most)
+    }
+
     /// Waits for room; `false` when the plane has stopped.
     pub(crate) async fn send(&self, mail: Mail) -> bool {
         self.requests.send(mail).await.is_ok()

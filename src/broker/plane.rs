@@ -28,6 +28,7 @@ use crate::clock::{Clock, ControllerContact};
 use crate::hosted::{Hosted, Published, Registry};
 use crate::leader_links::{LeaderLinks, Sent};
 use crate::mailbox::{Inbox, Mail, Mailbox};
+use crate::metrics::Produces;
 use crate::proposals::Proposals;
 use crate::stream::FollowerStream;
 
@@ -46,6 +47,9 @@ pub(crate) struct Slot {
 /// A produce that waits for its acknowledgement.
 struct Waiting {
     answer: oneshot::Sender<Result<Produced, ProduceError>>,
+    /// Bytes and records, and when it was taken: for the figures.
+    size: (usize, u32),
+    taken: Duration,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -91,6 +95,7 @@ pub(crate) struct Plane {
     /// Given after the state that they speak of is published: what is acknowledged is readable.
     answers: Vec<(RequestId, Result<Produced, ProduceError>)>,
     next_request: u64,
+    produces: Produces,
     pub(crate) subscriptions: Arc<AtomicU64>,
     /// Replicas stepped since the last publication.
     pub(crate) touched: BTreeSet<TopicPartition>,
@@ -126,6 +131,7 @@ impl Plane {
             waiting: BTreeMap::new(),
             answers: Vec::new(),
             next_request: 0,
+            produces: Produces::new(),
             subscriptions: Arc::new(AtomicU64::new(1)),
             touched: BTreeSet::new(),
             actions: Vec::new(),
@@ -196,8 +202,11 @@ impl Plane {
                 deadline,
                 answer,
                 permit,
+                sent,
             } => {
                 let partition = call.partition;
+                let now = self.clock.now();
+                self.produces.taken(now.saturating_sub(sent));
                 if !self.slots.contains_key(&partition) {
                     let _gone = answer.send(Err(ProduceError::NotLeader));
                     return;
@@ -208,6 +217,8 @@ impl Plane {
                     id,
                     Waiting {
                         answer,
+                        size: (call.batch.size(), call.batch.header().record_count),
+                        taken: now,
                         _permit: permit,
                     },
                 );
@@ -375,8 +386,11 @@ impl Plane {
     }
 
     fn answer(&mut self) {
+        let now = self.clock.now();
         for (id, result) in self.answers.drain(..) {
             if let Some(waiting) = self.waiting.remove(&id) {
+                let took = now.saturating_sub(waiting.taken);
+                self.produces.answered(&result, waiting.size, took);
                 let _gone = waiting.answer.send(result);
             }
         }

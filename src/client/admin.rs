@@ -7,7 +7,7 @@ use quorate_proto::v1;
 use quorate_proto::v1::admin_client::AdminClient;
 use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_proto::v1::consumer_client::ConsumerClient;
-use quorate_types::PartitionId;
+use quorate_types::{NodeId, PartitionId};
 use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Channel;
 use tonic::{Response, Status, Streaming};
@@ -75,6 +75,37 @@ impl Client {
             })
             .await?;
         created
+            .topic
+            .ok_or_else(|| ClientError::Protocol("no topic in the answer".into()))
+    }
+
+    /// Changes settings of a topic while it is in use; all are taken or none.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the reason.
+    pub async fn alter_topic(
+        &self,
+        name: &str,
+        set: BTreeMap<String, String>,
+        unset: Vec<String>,
+    ) -> Result<v1::TopicDescription, ClientError> {
+        let request = v1::AlterTopicRequest {
+            name: name.to_owned(),
+            set: set.into_iter().collect(),
+            unset,
+        };
+        // The same settings twice are the same settings.
+        let altered = self
+            .call(true, |channel| {
+                let request = request.clone();
+                async move {
+                    let mut client =
+                        AdminClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
+                    client.alter_topic(request).await
+                }
+            })
+            .await?;
+        altered
             .topic
             .ok_or_else(|| ClientError::Protocol("no topic in the answer".into()))
     }
@@ -148,6 +179,27 @@ impl Client {
                     ClusterClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
                 client.describe(request).await
             }
+        })
+        .await
+    }
+
+    /// Tells what a node logs, after changing it where `level` is given; without a node the one
+    /// that answers.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the reason.
+    pub async fn log_level(
+        &self,
+        node: Option<NodeId>,
+        level: Option<String>,
+    ) -> Result<v1::LogLevelResponse, ClientError> {
+        let request = v1::LogLevelRequest {
+            node_id: node.map(NodeId::get),
+            level,
+        };
+        self.call(true, |channel| {
+            let request = request.clone();
+            async move { ClusterClient::new(channel).log_level(request).await }
         })
         .await
     }

@@ -1,59 +1,60 @@
 //! What a node is started with.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use quorate_types::{Endpoint, NodeId};
 
-/// The settings of one node.
+use crate::key::parse_controllers;
+use crate::layers::{ConfigError, Layers, Resolved};
+use crate::units::{parse_bytes, parse_duration};
+
+/// The settings of one node; each field is described with its key in [`crate::KEYS`].
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
 pub struct NodeSettings {
-    /// This node's number.
     pub node_id: NodeId,
-    /// Where it keeps everything.
     pub data_dir: PathBuf,
-    /// The voters of the metadata quorum with their internal addresses; the same on every node.
     pub controllers: Vec<(NodeId, Endpoint)>,
-    /// Where it listens for clients, `address:port`.
+    /// `address:port`; port 0: one that the kernel gives.
     pub listen: String,
-    /// Where it listens for nodes, `address:port`.
+    /// `address:port`; port 0: one that the kernel gives.
     pub internal_listen: String,
-    /// Where clients reach it.
     pub advertise: Endpoint,
-    /// Where nodes reach it.
     pub internal_advertise: Endpoint,
-    /// Its rack, for placement.
     pub rack: Option<String>,
-    /// A broker that is silent for so long is fenced (default 3 s).
     pub broker_session_timeout: Duration,
-    /// Pause between its heartbeats (default 500 ms).
     pub heartbeat_interval: Duration,
-    /// A follower that has not caught up for so long leaves the ISR (default 10 s).
     pub replica_lag_time_max: Duration,
-    /// Pause between Raft heartbeats (default 100 ms).
     pub raft_heartbeat: Duration,
-    /// Raft election timeout, drawn from here … (default 500 ms)
     pub raft_election_min: Duration,
-    /// … to here (default 1 s).
     pub raft_election_max: Duration,
-    /// A metadata snapshot is made every so many entries (default 10,000).
     pub snapshot_every_entries: u64,
-    /// So many entries are kept behind a snapshot (default 1,000).
     pub snapshot_keep_entries: u64,
-    /// Unacknowledged produce bytes held at most (default 128 MiB).
-    pub produce_bytes: usize,
-    /// How long a produce may wait where its request does not say (default 30 s).
     pub produce_timeout: Duration,
-    /// A controlled shutdown gives up after so long (default 10 s).
     pub shutdown_timeout: Duration,
-    /// Deleted partitions' directories are kept so long (default 60 s).
     pub delete_grace: Duration,
-    /// Added to every sync of a log, for tests (default 0).
-    pub test_sync_delay: Duration,
+    pub produce_bytes: usize,
+    pub request_bytes: usize,
+    pub fetch_bytes: usize,
+    pub max_connections: usize,
+    pub max_requests: usize,
+    pub max_streams: usize,
+    pub max_streams_per_connection: u32,
+    pub receive_timeout: Duration,
+    pub log_level: String,
+    pub log_json: bool,
+    pub test_fsync_delay: Duration,
+    /// Settings of topics that are created through this node and do not say otherwise.
+    pub topic_defaults: BTreeMap<String, String>,
 }
 
 impl NodeSettings {
     /// A node with every other setting at its default.
+    ///
+    /// # Panics
+    /// Never: defaults are values (a test says so).
     pub fn new(
         node_id: NodeId,
         data_dir: PathBuf,
@@ -61,6 +62,16 @@ impl NodeSettings {
         listen: Endpoint,
         internal_listen: Endpoint,
     ) -> Self {
+        let placeholder = [
+            ("node-id", "1".to_owned()),
+            ("data-dir", ".".to_owned()),
+            ("controllers", "1@localhost:7071".to_owned()),
+        ];
+        let resolved = Layers::default()
+            .flags(placeholder)
+            .expect("the placeholders are values")
+            .resolve();
+        let defaults = Self::from_resolved(&resolved, "localhost").expect("defaults are values");
         Self {
             node_id,
             data_dir,
@@ -69,20 +80,180 @@ impl NodeSettings {
             internal_listen: internal_listen.to_string(),
             advertise: listen,
             internal_advertise: internal_listen,
-            rack: None,
-            broker_session_timeout: Duration::from_secs(3),
-            heartbeat_interval: Duration::from_millis(500),
-            replica_lag_time_max: Duration::from_secs(10),
-            raft_heartbeat: Duration::from_millis(100),
-            raft_election_min: Duration::from_millis(500),
-            raft_election_max: Duration::from_millis(1_000),
-            snapshot_every_entries: 10_000,
-            snapshot_keep_entries: 1_000,
-            produce_bytes: 128 << 20,
-            produce_timeout: Duration::from_secs(30),
-            shutdown_timeout: Duration::from_secs(10),
-            delete_grace: Duration::from_secs(60),
-            test_sync_delay: Duration::ZERO,
+            ..defaults
         }
+    }
+
+    /// The settings in force; `machine` is the machine's name, under which a node that listens on
+    /// every address is reached where nothing else is said.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for a setting that is missing, or two that contradict each other.
+    pub fn from_resolved(resolved: &Resolved, machine: &str) -> Result<Self, ConfigError> {
+        let from = Reader { resolved };
+        let listen: Endpoint = from.required("listen", |text| text.parse().ok())?;
+        let internal: Endpoint = from.required("internal-listen", |text| text.parse().ok())?;
+        let advertised = |name, listen: &Endpoint| match from.optional(name) {
+            Some(given) => given.parse().unwrap_or_else(|_| listen.clone()),
+            None if matches!(listen.host.as_str(), "0.0.0.0" | "::") => Endpoint {
+                host: machine.to_owned(),
+                port: listen.port,
+            },
+            None => listen.clone(),
+        };
+        let topic_defaults = resolved.topic.iter();
+        let settings = Self {
+            node_id: from.required("node-id", |text| text.parse().ok())?,
+            data_dir: from.required("data-dir", |text| Some(text.into()))?,
+            controllers: from.required("controllers", |text| parse_controllers(text).ok())?,
+            advertise: advertised("advertise", &listen),
+            internal_advertise: advertised("internal-advertise", &internal),
+            listen: listen.to_string(),
+            internal_listen: internal.to_string(),
+            rack: from.optional("rack").map(str::to_owned),
+            broker_session_timeout: from.duration("broker-session-timeout")?,
+            heartbeat_interval: from.duration("heartbeat-interval")?,
+            replica_lag_time_max: from.duration("replica-lag-time-max")?,
+            raft_heartbeat: from.duration("raft-heartbeat")?,
+            raft_election_min: from.duration("raft-election-min")?,
+            raft_election_max: from.duration("raft-election-max")?,
+            snapshot_every_entries: from.count("snapshot-every-entries")?,
+            snapshot_keep_entries: from.count("snapshot-keep-entries")?,
+            produce_timeout: from.duration("produce-timeout")?,
+            shutdown_timeout: from.duration("shutdown-timeout")?,
+            delete_grace: from.duration("delete-grace")?,
+            produce_bytes: from.bytes("produce-bytes")?,
+            request_bytes: from.bytes("request-bytes")?,
+            fetch_bytes: from.bytes("fetch-bytes")?,
+            max_connections: from.count("max-connections")?,
+            max_requests: from.count("max-requests")?,
+            max_streams: from.count("max-streams")?,
+            max_streams_per_connection: from.count("max-streams-per-connection")?,
+            receive_timeout: from.duration("receive-timeout")?,
+            log_level: from.required("log-level", |text| Some(text.to_owned()))?,
+            log_json: from.optional("log-format") == Some("json"),
+            test_fsync_delay: Duration::from_millis(from.count("test-fsync-delay-ms")?),
+            topic_defaults: topic_defaults
+                .map(|(name, setting)| (name.clone(), setting.value.clone()))
+                .collect(),
+        };
+        from.less("heartbeat-interval", "broker-session-timeout", false)?;
+        from.less("raft-heartbeat", "raft-election-min", false)?;
+        from.less("raft-election-min", "raft-election-max", true)?;
+        Ok(settings)
+    }
+}
+
+/// Reads values that have been checked.
+struct Reader<'a> {
+    resolved: &'a Resolved,
+}
+
+impl Reader<'_> {
+    fn optional(&self, name: &str) -> Option<&str> {
+        self.resolved
+            .node
+            .get(name)
+            .map(|setting| setting.value.as_str())
+    }
+
+    fn required<T>(
+        &self,
+        name: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<T, ConfigError> {
+        self.optional(name).and_then(parse).ok_or_else(|| {
+            let variable = crate::Key::find(name).map(crate::Key::variable);
+            let variable = variable.unwrap_or_default();
+            ConfigError {
+                place: "settings".to_owned(),
+                what: format!("{name}: is missing"),
+                hint: Some(format!(
+                    "give --{name}, {variable}, or {name} in the file that --config names"
+                )),
+            }
+        })
+    }
+
+    fn duration(&self, name: &str) -> Result<Duration, ConfigError> {
+        self.required(name, |text| parse_duration(text).ok())
+    }
+
+    fn bytes(&self, name: &str) -> Result<usize, ConfigError> {
+        self.required(name, |text| usize::try_from(parse_bytes(text).ok()?).ok())
+    }
+
+    fn count<T: std::str::FromStr>(&self, name: &str) -> Result<T, ConfigError> {
+        self.required(name, |text| text.parse().ok())
+    }
+
+    /// The first must be shorter than the second, or at most equal.
+    fn less(&self, first: &str, second: &str, or_equal: bool) -> Result<(), ConfigError> {
+        let (a, b) = (self.duration(first)?, self.duration(second)?);
+        if a < b || (or_equal && a == b) {
+            return Ok(());
+        }
+        let setting = |name: &str| self.resolved.node.get(name);
+        let place = [first, second].map(|name| {
+            let source = setting(name).map_or("default", |setting| setting.source.as_str());
+            format!("{name} ({source})")
+        });
+        let value = |name| self.optional(name).unwrap_or_default();
+        let word = if or_equal { "not be above" } else { "be below" };
+        Err(ConfigError {
+            place: place.join(", "),
+            what: format!(
+                "{first} = {} must {word} {second} = {}",
+                value(first),
+                value(second)
+            ),
+            hint: None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(flags: &[(&'static str, &str)]) -> Result<NodeSettings, ConfigError> {
+        let flags = flags
+            .iter()
+            .map(|(name, value)| (*name, (*value).to_owned()));
+        let resolved = Layers::default().flags(flags)?.resolve();
+        NodeSettings::from_resolved(&resolved, "machine")
+    }
+
+    const NEEDED: [(&str, &str); 3] = [
+        ("node-id", "2"),
+        ("data-dir", "/d"),
+        ("controllers", "2@h:7071"),
+    ];
+
+    #[test]
+    fn where_a_node_is_reached_follows_from_where_it_listens() {
+        let given = settings(&NEEDED).unwrap();
+        assert_eq!(given.advertise.to_string(), "machine:7070");
+        assert_eq!(given.internal_advertise.to_string(), "machine:7071");
+        let own = [&NEEDED[..], &[("listen", "10.1.1.1:7")]].concat();
+        assert_eq!(settings(&own).unwrap().advertise.to_string(), "10.1.1.1:7");
+        let told = [&own[..], &[("advertise", "q.example:9")]].concat();
+        assert_eq!(
+            settings(&told).unwrap().advertise.to_string(),
+            "q.example:9"
+        );
+    }
+
+    #[test]
+    fn what_is_missing_or_contradicts_itself_is_told() {
+        let missing = settings(&NEEDED[..2]).unwrap_err();
+        assert_eq!(missing.what, "controllers: is missing");
+        assert!(missing.hint.unwrap().contains("QUORATE_CONTROLLERS"));
+        let slow = [&NEEDED[..], &[("heartbeat-interval", "4s")]].concat();
+        assert_eq!(
+            settings(&slow).unwrap_err().to_string(),
+            "heartbeat-interval (flag --heartbeat-interval), broker-session-timeout (default): \
+             heartbeat-interval = 4s must be below broker-session-timeout = 3s"
+        );
     }
 }

@@ -1,8 +1,9 @@
 //! A topic's configuration, by Kafka's names. Only keys that have an effect are taken.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
-use quorate_types::{Durability, TimestampType};
+use quorate_types::{Compression, Durability, TimestampType};
 
 /// The settings of one topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +19,9 @@ pub struct TopicSettings {
     pub segment_ms: u64,
     /// `message.timestamp.type`: `CreateTime` (default) or `LogAppendTime`.
     pub timestamp_type: TimestampType,
+    /// `compression.type`: the codec that batches are stored under; none (`producer`, the default):
+    /// the producer's. `uncompressed`, `gzip`, `snappy`, `lz4` or `zstd`.
+    pub compression: Option<Compression>,
     /// `durability`: `fsync` (default) or `page-cache`.
     pub durability: Durability,
 }
@@ -30,6 +34,7 @@ impl Default for TopicSettings {
             segment_bytes: 1 << 30,
             segment_ms: 7 * 24 * 3_600_000,
             timestamp_type: TimestampType::CreateTime,
+            compression: None,
             durability: Durability::Fsync,
         }
     }
@@ -47,6 +52,8 @@ pub struct InvalidSetting {
     pub reason: String,
 }
 
+const CODECS: &str = "producer, uncompressed, gzip, snappy, lz4 or zstd";
+
 fn in_range<T>(value: &str, low: T, high: T) -> Result<T, String>
 where
     T: std::str::FromStr + PartialOrd + std::fmt::Display,
@@ -59,12 +66,13 @@ where
 
 impl TopicSettings {
     /// Every key that is taken.
-    pub const KEYS: [&'static str; 6] = [
+    pub const KEYS: [&'static str; 7] = [
         "min.insync.replicas",
         "max.message.bytes",
         "segment.bytes",
         "segment.ms",
         "message.timestamp.type",
+        "compression.type",
         "durability",
     ];
 
@@ -95,6 +103,17 @@ impl TopicSettings {
                     "CreateTime" => TimestampType::CreateTime,
                     "LogAppendTime" => TimestampType::LogAppendTime,
                     _ => return Err("must be CreateTime or LogAppendTime".to_owned()),
+                }
+            }
+            "compression.type" => {
+                self.compression = match value {
+                    "producer" => None,
+                    "uncompressed" => Some(Compression::None),
+                    // Kafka's word for it is above.
+                    "none" => return Err(format!("must be {CODECS}: none is `uncompressed`")),
+                    codec => Some(
+                        Compression::from_str(codec).map_err(|_| format!("must be {CODECS}"))?,
+                    ),
                 }
             }
             "durability" => {
@@ -135,10 +154,16 @@ mod tests {
             parse("durability", "page-cache").unwrap().durability,
             Durability::PageCache
         );
+        let codec = |value| parse("compression.type", value).unwrap().compression;
+        assert_eq!(codec("producer"), None);
+        assert_eq!(codec("uncompressed"), Some(Compression::None));
+        assert_eq!(codec("zstd"), Some(Compression::Zstd));
         for (key, value) in [
             ("min.insync.replicas", "0"),
             ("segment.bytes", "x"),
             ("retention", "1"),
+            ("compression.type", "none"),
+            ("compression.type", "brotli"),
         ] {
             let error = parse(key, value).unwrap_err();
             assert!(

@@ -5,11 +5,13 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use quorate_types::{Offset, TopicPartition};
 use tracing::error;
 
 use crate::dir::{Dir, DirFile};
+use crate::metrics::Flushes;
 
 /// Above so many dirty files one sync of the whole file system is cheaper than one a file: a
 /// thousand `fdatasync` took 51 ms where one `syncfs` took 5.
@@ -88,10 +90,15 @@ impl<D: Dir> Flusher<D> {
         let thread = std::thread::Builder::new()
             .name("quorate-flush".to_owned())
             .spawn(move || {
+                let flushes = Flushes::new();
                 while let Ok(first) = queue.recv() {
                     let mut group = vec![first];
                     group.extend(queue.try_iter());
-                    completed(sync_group(&*dir, group));
+                    let begun = Instant::now();
+                    let done = sync_group(&*dir, group);
+                    let errors = done.iter().filter(|(_, done)| done.error.is_some());
+                    flushes.done(done.len(), errors.count(), begun.elapsed());
+                    completed(done);
                 }
             })?;
         Ok(Self {

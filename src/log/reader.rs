@@ -13,6 +13,8 @@ use crate::dir::{Dir, DirFile};
 use crate::error::ReadError;
 use crate::segment::Segment;
 
+/// What the records of a batch may take when they are decompressed for a lookup.
+const DECOMPRESSED_MAX: usize = 64 << 20;
 /// Bytes read at a time while looking for a batch.
 const SCAN: usize = 64 << 10;
 
@@ -216,23 +218,40 @@ impl<D: Dir> LogReader<D> {
                 header.max_timestamp >= at
             })? {
                 let bytes = Bytes::from(read_block(&segment, found, header.size)?);
-                let records = Batch::parse(bytes).and_then(|batch| batch.records());
-                let records = records.map_err(|source| ReadError::Corrupt {
+                let batch = Batch::parse(bytes).map_err(|source| ReadError::Corrupt {
                     path: segment.path.clone(),
                     position: found,
                     offset: header.base_offset,
                     source,
                 })?;
-                let young = records.into_iter().find(|record| record.timestamp >= at);
-                if let Some(record) = young {
-                    let visible = record.offset < up_to;
-                    return Ok(visible.then_some((record.offset, record.timestamp)));
+                if let Some((offset, timestamp)) = first_since(&batch, at) {
+                    return Ok((offset < up_to).then_some((offset, timestamp)));
                 }
                 position = found + header.size as u64;
             }
         }
         Ok(None)
     }
+}
+
+/// The first record whose timestamp is at least `at`. What producers put into a batch that cannot be
+/// decoded is theirs: its first offset stands for the records, so that the lookup goes on for
+/// everybody else.
+fn first_since(batch: &Batch, at: Timestamp) -> Option<(Offset, Timestamp)> {
+    let undecodable = Some((batch.base_offset(), batch.header().max_timestamp));
+    let Ok(records) = batch.iter(DECOMPRESSED_MAX) else {
+        return undecodable;
+    };
+    for record in records {
+        match record {
+            Ok(record) if record.timestamp >= at => {
+                return Some((record.offset, record.timestamp));
+            }
+            Ok(_) => {}
+            Err(_) => return undecodable,
+        }
+    }
+    None
 }
 
 fn read_block<D: Dir>(

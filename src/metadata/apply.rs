@@ -53,6 +53,7 @@ impl Change<'_> {
             Command::FenceBroker { node, epoch, cause } => self.fence(*node, *epoch, cause),
             Command::BeginControlledShutdown { node, epoch } => self.begin_shutdown(*node, *epoch),
             Command::CreateTopic(create) => self.create_topic(create),
+            Command::AlterTopic(alter) => self.alter_topic(alter),
             Command::DeleteTopic { topic_id } => self.delete_topic(*topic_id),
             Command::AlterPartition(alter) => self.alter_partition(alter),
             Command::ReportReplicaDamaged {

@@ -1,9 +1,10 @@
 //! Changes of one partition: its ISR (R5), its leader.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use quorate_types::{BrokerEpoch, ErrorCode, LeaderEpoch, NodeId, TopicPartition};
+use quorate_types::{BrokerEpoch, Durability, ErrorCode, LeaderEpoch, NodeId, TopicPartition};
 
 use crate::apply::Change;
 use crate::command::{AlterPartition, Outcome};
@@ -35,11 +36,16 @@ impl Change<'_> {
             .map(|r| r.node)
             .filter(|n| members.contains(n))
             .collect();
-        let grew = new.isr.len() > old.isr.len();
-        let cause = if grew {
-            "a replica caught up"
-        } else {
-            "a replica fell behind"
+        // R17: an ISR that acknowledges from page caches again has nothing established.
+        let syncs = self
+            .image
+            .topic(alter.partition.topic_id)
+            .is_some_and(|topic| topic.settings.durability == Durability::Fsync);
+        new.fsync_established |= alter.fsync_established && syncs;
+        let cause = match new.isr.len().cmp(&old.isr.len()) {
+            Ordering::Greater => "a replica caught up",
+            Ordering::Less => "a replica fell behind",
+            Ordering::Equal => "asked for by its leader",
         };
         self.store(alter.partition, new, cause);
         Outcome::Done

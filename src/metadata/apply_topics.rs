@@ -1,5 +1,7 @@
 //! Topics, and producer ids.
 
+use std::sync::Arc;
+
 use quorate_config::TopicSettings;
 use quorate_types::{
     Durability, ErrorCode, LeaderEpoch, NodeId, PartitionEpoch, PartitionId, ProducerId, TopicId,
@@ -7,7 +9,7 @@ use quorate_types::{
 };
 
 use crate::apply::Change;
-use crate::command::{CreateTopic, Outcome};
+use crate::command::{AlterTopic, CreateTopic, Outcome};
 use crate::event::EventKind;
 use crate::image::{BrokerState, Registration, ReplicaAssignment, Topic};
 use crate::placement::place;
@@ -102,6 +104,74 @@ impl Change<'_> {
             // An empty log is on every disk.
             fsync_established: settings.durability == Durability::Fsync,
         }
+    }
+
+    /// Takes new settings. What the partitions' registrations say under the old ones and not under
+    /// the new is taken back with them: page caches keep nothing over a power loss (R17), and whoever
+    /// is outside an ISR that is large enough now may miss what it acknowledges (KIP-966).
+    pub(crate) fn alter_topic(&mut self, alter: &AlterTopic) -> Outcome {
+        let Some(old) = self.image.topics.get(&alter.topic_id) else {
+            let message = format!("there is no topic {}", alter.topic_id);
+            return Outcome::refused(ErrorCode::UnknownTopicId, message);
+        };
+        let mut topic = old.clone();
+        for key in &alter.unset {
+            if !TopicSettings::KEYS.contains(&key.as_str()) {
+                let message = format!("{key}: unknown setting");
+                return Outcome::refused(ErrorCode::InvalidConfig, message);
+            }
+            if alter.set.contains_key(key) {
+                let message = format!("{key}: both set and unset");
+                return Outcome::refused(ErrorCode::InvalidConfig, message);
+            }
+            topic.config.remove(key);
+        }
+        topic.config.extend(alter.set.clone());
+        topic.settings = match TopicSettings::parse(&topic.config) {
+            Ok(settings) => settings,
+            Err(invalid) => {
+                return Outcome::refused(ErrorCode::InvalidConfig, invalid.to_string());
+            }
+        };
+        if topic == *old {
+            return Outcome::Done;
+        }
+        let set = alter
+            .set
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"));
+        let unset = alter.unset.iter().map(|key| format!("{key} by default"));
+        let settings = set.chain(unset).collect::<Vec<_>>().join(", ");
+        let (name, settled) = (topic.name.clone(), topic.settings.clone());
+        let durability_changes = settled.durability != old.settings.durability;
+        for partition in 0..topic.partitions {
+            let id = TopicPartition::new(topic.id, PartitionId::new(partition));
+            let Some(old) = self.image.partitions.get(&id).cloned() else {
+                continue;
+            };
+            let mut new = Registration::clone(&old);
+            if settled.durability == Durability::PageCache {
+                new.fsync_established = false;
+            }
+            if new.isr.len() >= new.effective_min_isr(&settled) {
+                new.elr.clear();
+            }
+            // Also where nothing else changes: a proposal made under the old durability must not be
+            // taken under the new (R17).
+            if durability_changes || new != *old {
+                new.partition_epoch = new.partition_epoch.next();
+                self.image.partitions.insert(id, Arc::new(new));
+            }
+        }
+        self.image.topics.insert(topic.id, topic);
+        self.tell(
+            EventKind::TopicAltered {
+                topic: name,
+                settings,
+            },
+            "asked for",
+        );
+        Outcome::Done
     }
 
     pub(crate) fn delete_topic(&mut self, topic_id: TopicId) -> Outcome {

@@ -90,6 +90,18 @@ pub struct CreateTopic {
     pub config: BTreeMap<String, String>,
 }
 
+/// Settings of a topic to change; all are taken or none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AlterTopic {
+    /// Which topic.
+    pub topic_id: TopicId,
+    /// Settings by Kafka's names.
+    pub set: BTreeMap<String, String>,
+    /// Settings that go back to their defaults.
+    pub unset: Vec<String>,
+}
+
 /// A leader's proposal of an ISR (R5, KIP-497, KIP-903).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -106,6 +118,9 @@ pub struct AlterPartition {
     pub partition_epoch: PartitionEpoch,
     /// The new ISR, each member with its broker epoch.
     pub isr: Vec<(NodeId, BrokerEpoch)>,
+    /// What the ISR has acknowledged is on the disks of all of it (R17).
+    #[serde(default)]
+    pub fsync_established: bool,
 }
 
 /// A change of the metadata.
@@ -144,6 +159,8 @@ pub enum Command {
     },
     /// A new topic.
     CreateTopic(CreateTopic),
+    /// Settings of a topic change.
+    AlterTopic(AlterTopic),
     /// A topic goes, with its data.
     DeleteTopic {
         /// Which.

@@ -1,7 +1,7 @@
 //! What differs between two images: costs what changed, not what there is.
 
 use imbl::ordmap::DiffItem;
-use quorate_types::{NodeId, TopicPartition};
+use quorate_types::{NodeId, PartitionId, TopicPartition};
 
 use crate::image::MetadataImage;
 
@@ -26,6 +26,17 @@ impl Delta {
                 DiffItem::Update { new: (node, _), .. } => delta.brokers.push(*node),
             }
         }
+        for item in old.topics.diff(&new.topics) {
+            // New settings concern every partition.
+            if let DiffItem::Update {
+                new: (_, topic), ..
+            } = item
+            {
+                let ids = (0..topic.partitions).map(PartitionId::new);
+                let ids = ids.map(|number| TopicPartition::new(topic.id, number));
+                delta.partitions.extend(ids);
+            }
+        }
         for item in old.partitions.diff(&new.partitions) {
             match item {
                 DiffItem::Add(id, _) => delta.partitions.push(*id),
@@ -33,6 +44,8 @@ impl Delta {
                 DiffItem::Remove(id, _) => delta.deleted.push(*id),
             }
         }
+        delta.partitions.sort_unstable();
+        delta.partitions.dedup();
         delta
     }
 }

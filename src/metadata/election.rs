@@ -62,6 +62,11 @@ impl Change<'_> {
                 epoch,
                 isr,
             },
+            // What changed is no one's business but the protocol's.
+            _ if old.is_some_and(|old| old.isr == new.isr) => {
+                self.image.partitions.insert(id, new.into());
+                return;
+            }
             leader => EventKind::IsrChanged {
                 topic,
                 partition,

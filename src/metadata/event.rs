@@ -54,6 +54,8 @@ pub enum EventKind {
     },
     /// A topic was made.
     TopicCreated { topic: TopicName, partitions: u32 },
+    /// A topic's settings changed.
+    TopicAltered { topic: TopicName, settings: String },
     /// A topic is gone.
     TopicDeleted { topic: TopicName },
     /// A replica's disk failed or lost data.
@@ -76,6 +78,7 @@ impl EventKind {
             Self::PartitionOffline { .. } => "partition-offline",
             Self::IsrChanged { .. } => "isr-changed",
             Self::TopicCreated { .. } => "topic-created",
+            Self::TopicAltered { .. } => "topic-altered",
             Self::TopicDeleted { .. } => "topic-deleted",
             Self::ReplicaDamaged { .. } => "replica-damaged",
         }
@@ -131,6 +134,7 @@ impl std::fmt::Display for EventKind {
             Self::TopicCreated { topic, partitions } => {
                 write!(f, "topic {topic} created with {partitions} partitions")
             }
+            Self::TopicAltered { topic, settings } => write!(f, "topic {topic}: {settings}"),
             Self::TopicDeleted { topic } => write!(f, "topic {topic} deleted"),
             Self::ReplicaDamaged {
                 node,

@@ -23,7 +23,8 @@ mod tests;
 pub use apply::Applied;
 pub use codec::{CodecError, ImageError};
 pub use command::{
-    AlterPartition, Command, CreateTopic, Envelope, LogId, Origin, Outcome, Refusal, RegisterBroker,
+    AlterPartition, AlterTopic, Command, CreateTopic, Envelope, LogId, Origin, Outcome, Refusal,
+    RegisterBroker,
 };
 pub use delta::Delta;
 pub use event::{ClusterEvent, EventKind};

@@ -10,8 +10,8 @@ use quorate_types::{
 };
 
 use crate::{
-    AlterPartition, BrokerState, Command, CreateTopic, Delta, Envelope, LogId, MetadataImage,
-    Origin, Outcome, RegisterBroker, Registration,
+    AlterPartition, AlterTopic, BrokerState, Command, CreateTopic, Delta, Envelope, LogId,
+    MetadataImage, Origin, Outcome, RegisterBroker, Registration,
 };
 
 const TOPIC: TopicId = TopicId::from_bytes([9; 16]);
@@ -133,6 +133,7 @@ impl Cluster {
             leader_epoch: now.leader_epoch,
             partition_epoch: now.partition_epoch,
             isr: isr.iter().map(|id| (node(*id), self.epoch(*id))).collect(),
+            fsync_established: false,
         };
         self.run(Command::AlterPartition(alter))
     }
@@ -149,11 +150,80 @@ fn create(name: &str, topic_id: TopicId, partitions: u32, factor: u32) -> Comman
     })
 }
 
+fn settings(set: &[(&str, &str)], unset: &[&str]) -> Command {
+    let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+    Command::AlterTopic(AlterTopic {
+        topic_id: TOPIC,
+        set: set.iter().map(owned).collect(),
+        unset: unset.iter().map(|key| (*key).to_owned()).collect(),
+    })
+}
+
 fn code(outcome: Outcome) -> Option<ErrorCode> {
     match outcome {
         Outcome::Refused(refusal) => Some(refusal.code),
         _ => None,
     }
+}
+
+#[test]
+fn settings_are_all_taken_or_none() {
+    let mut cluster = Cluster::of_three();
+    let set = [("segment.ms", "5000"), ("min.insync.replicas", "1")];
+    assert_eq!(cluster.run(settings(&set, &[])), Outcome::Done);
+    let before = cluster.image.clone();
+    for wrong in [
+        settings(&[("segment.ms", "6000"), ("min.insync.replicas", "0")], &[]),
+        settings(&[("retention.days", "1")], &[]),
+        settings(&[("segment.ms", "6000")], &["min.insync"]),
+        settings(&[("segment.ms", "6000")], &["segment.ms"]),
+    ] {
+        let refused = cluster.run(wrong.clone());
+        assert_eq!(code(refused), Some(ErrorCode::InvalidConfig), "{wrong:?}");
+        assert_eq!(cluster.image.topics(), before.topics());
+    }
+    cluster.run(settings(&[], &["segment.ms"]));
+    let topic = cluster.image.topic(TOPIC).unwrap();
+    assert_eq!(topic.config.len(), 1);
+    assert_eq!(topic.settings.min_insync_replicas, 1);
+    assert_eq!(topic.settings.segment_ms, 7 * 24 * 3_600_000);
+    let delta = Delta::between(&before, &cluster.image);
+    assert_eq!(delta.partitions.len(), 3, "every partition is concerned");
+    assert_eq!(
+        cluster.p0().partition_epoch,
+        before.partition(&P0).unwrap().partition_epoch,
+        "no registration has changed"
+    );
+}
+
+#[test]
+fn what_was_proposed_under_another_durability_is_not_taken() {
+    let mut cluster = Cluster::of_three();
+    assert!(cluster.p0().fsync_established);
+    cluster.run(settings(&[("durability", "page-cache")], &[]));
+    assert!(!cluster.p0().fsync_established);
+    cluster.run(settings(&[("durability", "fsync")], &[]));
+    let mut proposed = AlterPartition {
+        partition: P0,
+        leader: node(1),
+        leader_broker_epoch: cluster.epoch(1),
+        leader_epoch: cluster.p0().leader_epoch,
+        partition_epoch: cluster.p0().partition_epoch,
+        isr: (1..=3).map(|id| (node(id), cluster.epoch(id))).collect(),
+        fsync_established: true,
+    };
+    // While it is on its way, the topic acknowledges from page caches for a while.
+    cluster.run(settings(&[("durability", "page-cache")], &[]));
+    cluster.run(settings(&[("durability", "fsync")], &[]));
+    let late = cluster.run(Command::AlterPartition(proposed.clone()));
+    assert_eq!(code(late), Some(ErrorCode::InvalidUpdateVersion));
+    assert!(!cluster.p0().fsync_established);
+    proposed.partition_epoch = cluster.p0().partition_epoch;
+    assert_eq!(
+        cluster.run(Command::AlterPartition(proposed)),
+        Outcome::Done
+    );
+    assert!(cluster.p0().fsync_established);
 }
 
 #[test]
@@ -269,6 +339,7 @@ fn an_isr_is_altered_only_from_what_the_leader_saw() {
         leader_epoch: now.leader_epoch,
         partition_epoch: quorate_types::PartitionEpoch::ZERO,
         isr: vec![(node(1), cluster.epoch(1))],
+        fsync_established: false,
     };
     let refused = cluster.run(Command::AlterPartition(stale.clone()));
     assert_eq!(code(refused), Some(ErrorCode::InvalidUpdateVersion));
@@ -421,6 +492,10 @@ fn command(cluster: &Cluster, (what, id, life, pick): (u8, u32, u64, u8)) -> Com
             node: node(id),
             epoch,
         },
+        6 if pick.is_multiple_of(3) => {
+            let durability = if id == 1 { "fsync" } else { "page-cache" };
+            settings(&[("durability", durability)], &[])
+        }
         6 => create(&format!("t{pick}"), TopicId::from_bytes([pick; 16]), 2, id),
         _ => {
             let ids: Vec<_> = cluster.image.partitions().keys().copied().collect();
@@ -441,6 +516,7 @@ fn command(cluster: &Cluster, (what, id, life, pick): (u8, u32, u64, u8)) -> Com
                 leader_epoch: now.leader_epoch,
                 partition_epoch: now.partition_epoch,
                 isr,
+                fsync_established: id == 1,
             })
         }
     }

@@ -5,10 +5,12 @@
 //! quorum is handed over, clients are let go, the logs are closed, the clean mark is written.
 
 mod error;
+mod figures;
 mod node;
 mod serve;
 #[cfg(test)]
 mod tests;
 
 pub use error::NodeError;
-pub use node::Node;
+pub use node::{Node, NodeTools};
+pub use quorate_rpc::LogControl;

@@ -4,26 +4,47 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use metrics::{counter, describe_counter};
 use quorate_broker::{Broker, BrokerConfig, LifecycleConfig, ShutdownOutcome};
 use quorate_config::NodeSettings;
+use quorate_console::{Metrics, Readiness};
 use quorate_controller::LivenessTiming;
 use quorate_log::DataDirectory;
+use quorate_proto::v1::consumer_server::ConsumerServer;
+use quorate_proto::v1::producer_server::ProducerServer;
 use quorate_quorum::{Quorum, QuorumConfig, QuorumHandle};
 use quorate_replication::Timing;
 use quorate_rpc::{
-    ControlLink, ControllerService, Edge, EdgeConfig, Identity, ReplicationLink,
+    ControlLink, ControllerService, Edge, EdgeConfig, Identity, LogControl, ReplicationLink,
     ReplicationService, TcpProber,
 };
-use tokio::task::JoinHandle;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tonic::server::NamedService;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 use tracing::{error, info, warn};
 
 use crate::error::NodeError;
-use crate::serve::{Internal, listen, serve_clients, serve_nodes};
+use crate::figures::Figures;
+use crate::serve::{Internal, Port, listen, serve_clients, serve_nodes};
 
 /// How long open calls may take to end when a server stops.
 const LAST_CALLS: Duration = Duration::from_secs(1);
+
+/// How often `grpc.health.v1` is brought up to date.
+const HEALTH: Duration = Duration::from_millis(100);
+
+/// What belongs to the process rather than to the node; each may be missing.
+#[derive(Clone, Default)]
+pub struct NodeTools {
+    /// Tells and changes what is logged.
+    pub log_level: Option<LogControl>,
+    /// What is counted.
+    pub metrics: Option<Metrics>,
+}
 
 /// A running node. [`Node::run`] ends it.
 pub struct Node {
@@ -35,7 +56,7 @@ pub struct Node {
     clients: Part,
     internal: Part,
     controller: JoinHandle<()>,
-    cluster_id: JoinHandle<()>,
+    helpers: JoinSet<()>,
     cancel: CancellationToken,
 }
 
@@ -60,12 +81,15 @@ impl Node {
     ///
     /// # Errors
     /// [`NodeError`], naming what cannot be used.
-    pub async fn start(settings: NodeSettings) -> Result<Self, NodeError> {
+    pub async fn start(settings: NodeSettings, tools: NodeTools) -> Result<Self, NodeError> {
         let (root, node, delay) = (
             settings.data_dir.clone(),
             settings.node_id,
-            settings.test_sync_delay,
+            settings.test_fsync_delay,
         );
+        if tools.metrics.is_some() {
+            describe_metrics();
+        }
         let opened =
             tokio::task::spawn_blocking(move || DataDirectory::open(&root, node, delay)).await;
         let died = |reason: String| NodeError::Died {
@@ -108,6 +132,8 @@ impl Node {
             handle.clone(),
             EdgeConfig {
                 default_timeout: settings.produce_timeout,
+                topic_defaults: settings.topic_defaults.clone(),
+                log_level: tools.log_level,
                 ..EdgeConfig::default()
             },
         );
@@ -119,23 +145,51 @@ impl Node {
         };
         let internal_cancel = CancellationToken::new();
         let internal = Part {
-            task: tokio::spawn(serve_nodes(nodes, services, internal_cancel.clone())),
+            task: tokio::spawn(serve_nodes(
+                nodes,
+                Port::new("internal", &settings),
+                services,
+                internal_cancel.clone(),
+            )),
             cancel: internal_cancel,
         };
         let asked = broker.clone();
-        let readiness = Arc::new(move || asked.ready());
+        let readiness: Readiness = Arc::new(move || asked.ready());
+        let mut helpers = JoinSet::new();
+        let (reporter, health) = tonic_health::server::health_reporter();
+        let told = tell_health(reporter, Arc::clone(&readiness));
+        let until = cancel.child_token();
+        helpers.spawn(async move {
+            until.run_until_cancelled(told).await;
+        });
+        let metrics = tools.metrics.map(|metrics| {
+            let (upkeep, until) = (metrics.clone().upkeep(), cancel.child_token());
+            helpers.spawn(async move {
+                until.run_until_cancelled(upkeep).await;
+            });
+            let (counted, until) = (count_events(handle.clone()), cancel.child_token());
+            helpers.spawn(async move {
+                until.run_until_cancelled(counted).await;
+            });
+            let figures = Figures::new(settings.node_id, broker.clone(), handle.clone());
+            let render: quorate_console::Figures = Arc::new(move || figures.render());
+            (metrics, render)
+        });
+        let console = quorate_console::router(readiness, metrics);
         let clients_cancel = CancellationToken::new();
         let clients = Part {
             task: tokio::spawn(serve_clients(
                 clients,
+                Port::new("clients", &settings),
                 edge,
-                readiness,
+                health,
+                console,
                 clients_cancel.clone(),
             )),
             cancel: clients_cancel,
         };
         info!(node = %settings.node_id, clients = %client_address, "node started");
-        let cluster_id = tokio::spawn(keep_cluster_id(
+        helpers.spawn(keep_cluster_id(
             handle,
             Arc::clone(&directory),
             cancel.child_token(),
@@ -149,7 +203,7 @@ impl Node {
             clients,
             internal,
             controller: controller_task,
-            cluster_id,
+            helpers,
             cancel,
         })
     }
@@ -233,7 +287,7 @@ impl Node {
             }
         }
         self.cancel.cancel();
-        let _ended = self.cluster_id.await;
+        let _ended = self.helpers.join_all().await;
         self.quorum.shutdown().await;
         self.internal.stop().await;
         info!("stopped");
@@ -276,6 +330,60 @@ fn broker_config(settings: &NodeSettings) -> BrokerConfig {
         delete_grace: settings.delete_grace,
         rack: settings.rack.clone(),
         produce_bytes: settings.produce_bytes,
+        fetch_bytes: settings.fetch_bytes,
+    }
+}
+
+/// Says what is counted, and in which units.
+fn describe_metrics() {
+    quorate_rpc::describe_metrics();
+    quorate_broker::describe_metrics();
+    quorate_log::describe_metrics();
+    describe_counter!(
+        "quorate_cluster_events_total",
+        "Elections, ISR changes, fencings and the like that this node has applied, by kind"
+    );
+}
+
+/// Counts what happens in the cluster.
+async fn count_events(quorum: QuorumHandle) {
+    let mut events = quorum.subscribe_events();
+    loop {
+        match events.recv().await {
+            Ok(event) => {
+                let kind = event.kind.name();
+                counter!("quorate_cluster_events_total", "kind" => kind).increment(1);
+            }
+            Err(RecvError::Lagged(missed)) => {
+                counter!("quorate_cluster_events_total", "kind" => "missed").increment(missed);
+            }
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+/// Tells `grpc.health.v1` whether the node takes part: for the node as a whole, and for the services
+/// that need it to.
+async fn tell_health(reporter: HealthReporter, readiness: Readiness) {
+    let mut told = None;
+    let mut tick = tokio::time::interval(HEALTH);
+    loop {
+        tick.tick().await;
+        let status = match readiness() {
+            Ok(()) => ServingStatus::Serving,
+            Err(_) => ServingStatus::NotServing,
+        };
+        if told == Some(status) {
+            continue;
+        }
+        told = Some(status);
+        for service in [
+            "",
+            ProducerServer::<Edge>::NAME,
+            ConsumerServer::<Edge>::NAME,
+        ] {
+            reporter.set_service_status(service, status).await;
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Node, NodeError};
+use crate::{Node, NodeError, NodeTools};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -64,7 +64,7 @@ async fn start(plan: &[(NodeId, Endpoint, Endpoint)], root: &Path) -> Vec<Runnin
                 internal.clone(),
             )
         };
-        let node = Node::start(settings).await.unwrap();
+        let node = Node::start(settings, NodeTools::default()).await.unwrap();
         let stop = CancellationToken::new();
         let task = tokio::spawn(node.run(stop.clone()));
         running.push(Running { stop, task });
@@ -275,7 +275,7 @@ async fn a_directory_in_use_and_a_port_in_use_are_named() {
         internal,
     );
     let _held = std::net::TcpListener::bind((client.host.as_str(), client.port)).unwrap();
-    let error = Node::start(settings.clone())
+    let error = Node::start(settings.clone(), NodeTools::default())
         .await
         .err()
         .unwrap()
@@ -288,6 +288,10 @@ async fn a_directory_in_use_and_a_port_in_use_are_named() {
         node_id: NodeId::new(7),
         ..settings
     };
-    let error = Node::start(other).await.err().unwrap().to_string();
+    let error = Node::start(other, NodeTools::default())
+        .await
+        .err()
+        .unwrap()
+        .to_string();
     assert!(error.contains("belongs to node 1"), "{error}");
 }

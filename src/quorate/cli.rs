@@ -1,13 +1,14 @@
 //! What can be typed: the commands, their flags, their help.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use quorate_types::{Acks, Endpoint, NodeId};
 
-use crate::parse::{Start, config_pair, controller, duration, header_pair, start};
+use crate::parse::{Start, config_pair, header_pair, start};
+use crate::server_args::ServerArgs;
 
 /// A replicated log in one binary.
 #[derive(Debug, Parser)]
@@ -47,7 +48,13 @@ pub struct Global {
     pub bootstrap: Vec<Endpoint>,
 
     /// How results are printed
-    #[arg(long, global = true, value_enum, default_value_t = OutputFormat::Text)]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        env = "QUORATE_OUTPUT",
+        default_value_t = OutputFormat::Text
+    )]
     pub output: OutputFormat,
 }
 
@@ -66,8 +73,13 @@ pub enum Command {
     /// Run a whole cluster on this machine, or act on the one that runs
     Dev(DevArgs),
     /// Run one node
-    Server(Box<ServerArgs>),
-    /// Create, list, describe and delete topics
+    #[command(after_help = "Example: the first of three nodes\n  \
+        quorate server --node-id 1 --data-dir /var/lib/quorate \\\n    \
+        --controllers 1@a:7071,2@b:7071,3@c:7071 --advertise a:7070\n\n\
+        Every setting may stand in a TOML file under the flag's name (topic settings in quotes, as\n\
+        defaults of new topics), in the environment, or be given as a flag; the last wins.")]
+    Server(ServerArgs),
+    /// Create, list, describe, alter and delete topics
     #[command(subcommand)]
     Topic(TopicCommand),
     /// Write records: one a line, from stdin or a file
@@ -77,6 +89,13 @@ pub enum Command {
     /// Look at the cluster
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Print a script that completes commands and flags in a shell
+    #[command(after_help = "Example, for bash in this session:\n  \
+        source <(quorate completions bash)")]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
 }
 
 /// `quorate dev`.
@@ -132,119 +151,6 @@ pub enum DevAction {
     Stop,
 }
 
-/// `quorate server`.
-#[derive(Debug, Args)]
-#[command(after_help = "Example: the first of three nodes\n  \
-    quorate server --node-id 1 --data-dir /var/lib/quorate \\\n    \
-    --controllers 1@a:7071,2@b:7071,3@c:7071 --advertise a:7070")]
-pub struct ServerArgs {
-    /// This node's number, 1 or more, unique in the cluster
-    #[arg(long, env = "QUORATE_NODE_ID")]
-    pub node_id: NodeId,
-
-    /// Where everything is kept
-    #[arg(long, env = "QUORATE_DATA_DIR", value_name = "DIR")]
-    pub data_dir: PathBuf,
-
-    /// The voters of the metadata quorum by their internal addresses: 1, 3 or 5, the same list on
-    /// every node
-    #[arg(
-        long,
-        env = "QUORATE_CONTROLLERS",
-        required = true,
-        value_delimiter = ',',
-        value_parser = controller,
-        value_name = "N@HOST:PORT,…"
-    )]
-    pub controllers: Vec<(NodeId, Endpoint)>,
-
-    /// Where clients are listened for
-    #[arg(
-        long,
-        env = "QUORATE_LISTEN",
-        default_value = "0.0.0.0:7070",
-        value_name = "HOST:PORT"
-    )]
-    pub listen: Endpoint,
-
-    /// Where other nodes are listened for
-    #[arg(
-        long,
-        env = "QUORATE_INTERNAL_LISTEN",
-        default_value = "0.0.0.0:7071",
-        value_name = "HOST:PORT"
-    )]
-    pub internal_listen: Endpoint,
-
-    /// How clients reach this node; by default the machine's name with the listener's port
-    #[arg(long, env = "QUORATE_ADVERTISE", value_name = "HOST:PORT")]
-    pub advertise: Option<Endpoint>,
-
-    /// How other nodes reach this node; by default the machine's name with the listener's port
-    #[arg(long, env = "QUORATE_INTERNAL_ADVERTISE", value_name = "HOST:PORT")]
-    pub internal_advertise: Option<Endpoint>,
-
-    /// The rack or zone, for the spread of replicas
-    #[arg(long, env = "QUORATE_RACK")]
-    pub rack: Option<String>,
-
-    #[command(flatten)]
-    pub timing: ServerTiming,
-
-    /// Each sync of a log file takes so much longer, as on a slower disk
-    #[arg(long, hide = true, default_value_t = 0)]
-    pub test_fsync_delay_ms: u64,
-
-    /// End at once when stdin is closed: the starting process has died
-    #[arg(long, hide = true)]
-    pub exit_with_parent: bool,
-}
-
-/// A node's clocks and bounds; each has a default.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Timing and bounds (durations like 500ms, 3s)")]
-pub struct ServerTiming {
-    /// A broker unheard for so long is fenced [default: 3s]
-    #[arg(long, env = "QUORATE_BROKER_SESSION_TIMEOUT", value_parser = duration)]
-    pub broker_session_timeout: Option<Duration>,
-
-    /// Pause between a broker's heartbeats [default: 500ms]
-    #[arg(long, env = "QUORATE_HEARTBEAT_INTERVAL", value_parser = duration)]
-    pub heartbeat_interval: Option<Duration>,
-
-    /// A follower that has not caught up for so long leaves the ISR [default: 10s]
-    #[arg(long, env = "QUORATE_REPLICA_LAG_TIME_MAX", value_parser = duration)]
-    pub replica_lag_time_max: Option<Duration>,
-
-    /// Pause between a Raft leader's heartbeats [default: 100ms]
-    #[arg(long, env = "QUORATE_RAFT_HEARTBEAT", value_parser = duration)]
-    pub raft_heartbeat: Option<Duration>,
-
-    /// The shortest silence before a Raft election [default: 500ms]
-    #[arg(long, env = "QUORATE_RAFT_ELECTION_MIN", value_parser = duration)]
-    pub raft_election_min: Option<Duration>,
-
-    /// The longest silence before a Raft election [default: 1s]
-    #[arg(long, env = "QUORATE_RAFT_ELECTION_MAX", value_parser = duration)]
-    pub raft_election_max: Option<Duration>,
-
-    /// How long a produce may wait where its request does not say [default: 30s]
-    #[arg(long, env = "QUORATE_PRODUCE_TIMEOUT", value_parser = duration)]
-    pub produce_timeout: Option<Duration>,
-
-    /// How long SIGTERM waits for a controlled shutdown [default: 10s]
-    #[arg(long, env = "QUORATE_SHUTDOWN_TIMEOUT", value_parser = duration)]
-    pub shutdown_timeout: Option<Duration>,
-
-    /// A metadata snapshot is taken after so many entries [default: 10000]
-    #[arg(long, env = "QUORATE_SNAPSHOT_EVERY_ENTRIES")]
-    pub snapshot_every_entries: Option<u64>,
-
-    /// So many entries stay in the metadata log behind a snapshot [default: 1000]
-    #[arg(long, env = "QUORATE_SNAPSHOT_KEEP_ENTRIES")]
-    pub snapshot_keep_entries: Option<u64>,
-}
-
 /// `quorate topic`.
 #[derive(Debug, Subcommand)]
 pub enum TopicCommand {
@@ -272,6 +178,19 @@ pub enum TopicCommand {
     Describe {
         /// The topic's name
         name: String,
+    },
+    /// Change settings of a topic while it is in use
+    #[command(after_help = "Example:\n  \
+        quorate topic alter orders --config min.insync.replicas=1 --unset segment.ms")]
+    Alter {
+        /// The topic's name
+        name: String,
+        /// A setting by Kafka's name; may be repeated
+        #[arg(long = "config", value_parser = config_pair, value_name = "KEY=VALUE")]
+        config: Vec<(String, String)>,
+        /// A setting that goes back to its default; may be repeated
+        #[arg(long, value_name = "KEY", required_unless_present = "config")]
+        unset: Vec<String>,
     },
     /// Delete a topic with all its records
     #[command(after_help = "Example:\n  quorate topic delete orders")]
@@ -401,5 +320,16 @@ pub enum ClusterCommand {
         /// Go on with what happens from now on
         #[arg(long)]
         follow: bool,
+    },
+    /// Tell what a node logs, or change it until its next start
+    #[command(after_help = "Examples:\n  \
+        quorate cluster log-level --node 2\n  \
+        quorate cluster log-level --node 2 info,quorate_replication=debug")]
+    LogLevel {
+        /// Which node; by default the first that answers
+        #[arg(long)]
+        node: Option<NodeId>,
+        /// The new levels: error, warn, info, debug or trace, also by part
+        level: Option<String>,
     },
 }

@@ -1,7 +1,8 @@
 //! `quorate cluster`.
 
+use quorate_client::Client;
 use quorate_proto::v1;
-use quorate_types::Timestamp;
+use quorate_types::{NodeId, Timestamp};
 use serde_json::{Value, json};
 
 use crate::cli::{ClusterCommand, Global, OutputFormat};
@@ -24,8 +25,12 @@ fn address(endpoint: Option<&v1::Endpoint>) -> String {
 
 pub(crate) async fn run(global: &Global, command: ClusterCommand) -> Outcome {
     let client = client(global)?;
-    if let ClusterCommand::Events { follow } = command {
-        return events(global, follow).await;
+    match command {
+        ClusterCommand::Events { follow } => return events(global, follow).await,
+        ClusterCommand::LogLevel { node, level } => {
+            return log_level(global, &client, node, level).await;
+        }
+        _ => {}
     }
     let cluster = client
         .describe_cluster()
@@ -35,7 +40,24 @@ pub(crate) async fn run(global: &Global, command: ClusterCommand) -> Outcome {
         ClusterCommand::Status => status(global, &cluster),
         ClusterCommand::Brokers => brokers(global, &cluster),
         ClusterCommand::Quorum => quorum(global, &cluster),
-        ClusterCommand::Events { .. } => Ok(()),
+        ClusterCommand::Events { .. } | ClusterCommand::LogLevel { .. } => Ok(()),
+    }
+}
+
+async fn log_level(
+    global: &Global,
+    client: &Client,
+    node: Option<NodeId>,
+    level: Option<String>,
+) -> Outcome {
+    let told = |error| told("the log's levels are not known to have changed", &error);
+    let answer = client.log_level(node, level).await.map_err(told)?;
+    match global.output {
+        OutputFormat::Json => output::json(&json!({
+            "node_id": answer.node_id,
+            "level": answer.level,
+        })),
+        OutputFormat::Text => output::line(format!("node {}: {}", answer.node_id, answer.level)),
     }
 }
 

@@ -10,22 +10,24 @@ mod failure;
 mod format;
 mod local_cluster;
 mod local_node;
+mod logging;
 mod node_plan;
 mod output;
 mod parse;
 mod produce;
 mod server;
+mod server_args;
 mod topic;
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
+use clap_complete::Shell;
 use quorate_client::{Client, ClientError, ClientOptions};
-use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command, Global};
 use crate::failure::{Failure, Outcome};
+use crate::logging::Logging;
 
 pub use crate::local_cluster::{LocalCluster, LocalClusterOptions};
 pub use crate::local_node::{NodeLogs, NodeState};
@@ -33,28 +35,7 @@ pub use crate::node_plan::{NodePlan, controllers};
 
 /// Runs the command line: 0 when all that was asked is done, 2 for wrong usage, 1 otherwise.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let level = match &cli.command {
-        Command::Server(_) => "info,openraft=warn,sled=warn",
-        _ => "error",
-    };
-    let filter = EnvFilter::try_from_env("QUORATE_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
-    let runtime = match tokio::runtime::Runtime::new() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("{}", Failure::new("could not start", error));
-            return ExitCode::FAILURE;
-        }
-    };
-    let outcome = runtime.block_on(run(cli));
-    // Whatever still blocks (a read of stdin) must not keep the process.
-    runtime.shutdown_background();
-    match outcome {
+    match begin(Cli::parse()) {
         Ok(()) | Err(Failure::ClosedPipe) => ExitCode::SUCCESS,
         Err(Failure::Said) => ExitCode::FAILURE,
         Err(told) => {
@@ -64,14 +45,53 @@ pub fn main() -> ExitCode {
     }
 }
 
-async fn run(cli: Cli) -> Outcome {
-    match cli.command {
+/// Reads a node's settings and begins to log before the rest of the process.
+fn begin(cli: Cli) -> Outcome {
+    let settings = match &cli.command {
+        Command::Completions { shell } => return complete(*shell),
+        Command::Server(args) => match server::prepare(&cli.global, args)? {
+            Some(settings) => Some(settings),
+            None => return Ok(()),
+        },
+        _ => None,
+    };
+    let (levels, json) = match &settings {
+        Some(settings) => (settings.log_level.as_str(), settings.log_json),
+        None => ("error", false),
+    };
+    let could_not = |why: &dyn std::fmt::Display| Failure::new("could not start", why);
+    let logging = Logging::start(levels, json).map_err(|why| could_not(&why))?;
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return Err(could_not(&error)),
+    };
+    let outcome = match (cli.command, settings) {
+        (Command::Server(args), Some(settings)) => {
+            runtime.block_on(server::run(settings, args.exit_with_parent, logging))
+        }
+        (command, _) => runtime.block_on(run(cli.global, command)),
+    };
+    // Whatever still blocks (a read of stdin) must not keep the process.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Prints a shell's completions.
+fn complete(shell: Shell) -> Outcome {
+    let mut script = Vec::new();
+    let mut command = Cli::command();
+    clap_complete::generate(shell, &mut command, "quorate", &mut script);
+    output::line(String::from_utf8_lossy(&script).trim_end())
+}
+
+async fn run(global: Global, command: Command) -> Outcome {
+    match command {
         Command::Dev(args) => dev::run(args).await,
-        Command::Server(args) => server::run(*args).await,
-        Command::Topic(command) => topic::run(&cli.global, command).await,
-        Command::Produce(args) => produce::run(&cli.global, args).await,
-        Command::Consume(args) => consume::run(&cli.global, args).await,
-        Command::Cluster(command) => cluster::run(&cli.global, command).await,
+        Command::Topic(command) => topic::run(&global, command).await,
+        Command::Produce(args) => produce::run(&global, args).await,
+        Command::Consume(args) => consume::run(&global, args).await,
+        Command::Cluster(command) => cluster::run(&global, command).await,
+        Command::Server(_) | Command::Completions { .. } => Ok(()),
     }
 }
 

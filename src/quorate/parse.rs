@@ -1,9 +1,7 @@
 //! Reads the values of flags.
 
-use std::time::Duration;
-
 use chrono::DateTime;
-use quorate_types::{Endpoint, NodeId, Offset, Timestamp};
+use quorate_types::{Offset, Timestamp};
 
 /// Where a consumer begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,35 +33,6 @@ pub fn start(text: &str) -> Result<Start, String> {
         .map_err(|_| {
             "must be beginning, end, an offset or a time like 2026-01-31T12:00:00Z".to_owned()
         })
-}
-
-/// Reads `500ms`, `3s`, `2m` or `1h`.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || "must be a whole number with a unit: 500ms, 3s, 2m, 1h".to_owned();
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    let milliseconds = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(wrong()),
-    };
-    number
-        .checked_mul(milliseconds)
-        .map(Duration::from_millis)
-        .ok_or_else(wrong)
-}
-
-/// Reads `1@host:port`.
-pub fn controller(text: &str) -> Result<(NodeId, Endpoint), String> {
-    let wrong = || format!("{text:?} is not node@host:port, as in 1@127.0.0.1:7071");
-    let (node, endpoint) = text.trim().split_once('@').ok_or_else(wrong)?;
-    Ok((
-        node.parse().map_err(|_| wrong())?,
-        endpoint.parse().map_err(|_| wrong())?,
-    ))
 }
 
 /// Reads a topic setting, `key=value`.
@@ -105,23 +74,6 @@ mod tests {
         for wrong in ["", "-1", "yesterday", "99999999999999999999"] {
             assert!(start(wrong).is_err(), "{wrong:?}");
         }
-    }
-
-    #[test]
-    fn a_duration_needs_its_unit() {
-        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        for wrong in ["", "5", "s", "1.5s", "-1s", "99999999999999999999s"] {
-            assert!(duration(wrong).is_err(), "{wrong:?}");
-        }
-    }
-
-    #[test]
-    fn a_controller_is_a_node_at_an_address() {
-        let (node, endpoint) = controller("3@[::1]:7071").unwrap();
-        assert_eq!(node, NodeId::new(3));
-        assert_eq!(endpoint.to_string(), "[::1]:7071");
-        assert!(controller("127.0.0.1:7071").is_err());
     }
 
     #[test]

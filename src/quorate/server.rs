@@ -1,78 +1,147 @@
 //! `quorate server`: one node, until it is told to stop.
 
 use std::io::Read;
-use std::time::Duration;
 
-use quorate_config::NodeSettings;
-use quorate_node::Node;
-use quorate_types::Endpoint;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use quorate_config::{ConfigError, KEYS, Layers, NodeSettings, Resolved};
+use quorate_node::{Node, NodeTools};
+use serde_json::{Map, Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
-use crate::cli::ServerArgs;
+use crate::cli::{Global, OutputFormat};
 use crate::failure::{Failure, Outcome};
+use crate::logging::Logging;
+use crate::output;
+use crate::server_args::ServerArgs;
 
-/// `0.0.0.0:7070` is where to listen, not where to be reached: there the machine's name stands.
-fn advertised(given: Option<Endpoint>, listen: &Endpoint) -> Endpoint {
-    given.unwrap_or_else(|| {
-        let unspecified = matches!(listen.host.as_str(), "0.0.0.0" | "::");
-        let name = nix::unistd::gethostname()
-            .ok()
-            .and_then(|name| name.into_string().ok());
-        match name {
-            Some(host) if unspecified => Endpoint {
-                host,
-                port: listen.port,
-            },
-            _ => listen.clone(),
-        }
-    })
+/// Open files beside connections: logs, the metadata store, listeners.
+const FILES: u64 = 4_096;
+
+/// The settings in force.
+pub(crate) fn resolve(args: &ServerArgs) -> Result<Resolved, ConfigError> {
+    let mut layers = Layers::default();
+    if let Some(path) = &args.config {
+        layers = layers.file(path)?;
+    }
+    let variables = std::env::vars_os().filter(|(name, _)| name != "QUORATE_CONFIG");
+    let layers = layers.environment(variables)?;
+    Ok(layers.flags(args.settings.iter().cloned())?.resolve())
 }
 
-fn settings(args: ServerArgs) -> NodeSettings {
-    let defaults = NodeSettings::new(
-        args.node_id,
-        args.data_dir,
-        args.controllers,
-        args.listen.clone(),
-        args.internal_listen.clone(),
-    );
-    let timing = args.timing;
-    NodeSettings {
-        advertise: advertised(args.advertise, &args.listen),
-        internal_advertise: advertised(args.internal_advertise, &args.internal_listen),
-        rack: args.rack,
-        broker_session_timeout: timing
-            .broker_session_timeout
-            .unwrap_or(defaults.broker_session_timeout),
-        heartbeat_interval: timing
-            .heartbeat_interval
-            .unwrap_or(defaults.heartbeat_interval),
-        replica_lag_time_max: timing
-            .replica_lag_time_max
-            .unwrap_or(defaults.replica_lag_time_max),
-        raft_heartbeat: timing.raft_heartbeat.unwrap_or(defaults.raft_heartbeat),
-        raft_election_min: timing
-            .raft_election_min
-            .unwrap_or(defaults.raft_election_min),
-        raft_election_max: timing
-            .raft_election_max
-            .unwrap_or(defaults.raft_election_max),
-        produce_timeout: timing.produce_timeout.unwrap_or(defaults.produce_timeout),
-        shutdown_timeout: timing.shutdown_timeout.unwrap_or(defaults.shutdown_timeout),
-        snapshot_every_entries: timing
-            .snapshot_every_entries
-            .unwrap_or(defaults.snapshot_every_entries),
-        snapshot_keep_entries: timing
-            .snapshot_keep_entries
-            .unwrap_or(defaults.snapshot_keep_entries),
-        test_sync_delay: Duration::from_millis(args.test_fsync_delay_ms),
-        ..defaults
+fn machine() -> String {
+    let name = nix::unistd::gethostname().ok();
+    let name = name.and_then(|name| name.into_string().ok());
+    name.unwrap_or_else(|| "localhost".to_owned())
+}
+
+fn refused(error: &ConfigError) -> Failure {
+    let failure = Failure::new("the settings cannot be used", error);
+    match &error.hint {
+        Some(hint) => failure.hint(hint.clone()),
+        None => failure,
     }
 }
 
-pub(crate) async fn run(args: ServerArgs) -> Outcome {
-    if args.exit_with_parent {
+/// Reads the settings and prints them where only that was asked for; the node's are returned
+/// otherwise.
+pub(crate) fn prepare(global: &Global, args: &ServerArgs) -> Result<Option<NodeSettings>, Failure> {
+    let resolved = resolve(args).map_err(|error| refused(&error))?;
+    let settings = NodeSettings::from_resolved(&resolved, &machine());
+    if args.print_config {
+        print(global, &resolved, settings.as_ref().ok())?;
+        settings.map_err(|error| refused(&error))?;
+        return Ok(None);
+    }
+    settings.map(Some).map_err(|error| refused(&error))
+}
+
+/// As a TOML file that would give the same; what has no value stands as a comment.
+fn print(global: &Global, resolved: &Resolved, settings: Option<&NodeSettings>) -> Outcome {
+    let follows = |name: &str| match (name, settings) {
+        ("advertise", Some(settings)) => Some(settings.advertise.to_string()),
+        ("internal-advertise", Some(settings)) => Some(settings.internal_advertise.to_string()),
+        _ => None,
+    };
+    let rows = KEYS.iter().filter(|key| {
+        let changed = |setting: &quorate_config::Setting| setting.source != "default";
+        !key.hidden || resolved.node.get(key.name).is_some_and(changed)
+    });
+    let rows = rows.map(|key| {
+        let set = resolved.node.get(key.name);
+        let value = set.map(|setting| setting.value.clone());
+        let source = set.map_or("not set", |setting| setting.source.as_str());
+        match (value, follows(key.name)) {
+            (None, Some(value)) => (key, Some(value), "follows from the listener"),
+            (value, _) => (key, value, source),
+        }
+    });
+    if global.output == OutputFormat::Json {
+        let topics = resolved.topic.iter().map(|(name, setting)| {
+            let row = json!({"name": name, "value": setting.value, "source": setting.source});
+            row.as_object().cloned().unwrap_or_default()
+        });
+        let rows = rows.map(|(key, value, source)| {
+            let row = json!({
+                "name": key.name,
+                "value": value,
+                "source": source,
+                "default": key.default,
+                "range": key.kind.to_string(),
+                "variable": key.variable(),
+                "help": key.help,
+            });
+            row.as_object().cloned().unwrap_or_default()
+        });
+        let rows: Vec<Map<String, Value>> = rows.chain(topics).collect();
+        return output::json(&rows);
+    }
+    for (key, value, source) in rows {
+        let (line, note) = match value {
+            Some(value) => (format!("{} = {}", key.name, quoted(&value)), source),
+            None => (format!("# {} =", key.name), source),
+        };
+        output::line(format!("{line:<56} # {note}"))?;
+    }
+    for (name, setting) in &resolved.topic {
+        let line = format!("\"{name}\" = {}", quoted(&setting.value));
+        output::line(format!("{line:<56} # {}", setting.source))?;
+    }
+    Ok(())
+}
+
+/// A value as TOML has it.
+fn quoted(value: &str) -> String {
+    match value.parse::<u64>() {
+        Ok(number) if number.to_string() == value => value.to_owned(),
+        _ => Value::from(value).to_string(),
+    }
+}
+
+/// As many open files as the system lets this process have; a warning where that is too few.
+fn raise_file_limit(connections: usize) {
+    let wanted = FILES + 2 * connections as u64;
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return;
+    };
+    if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_err() {
+        warn!(soft, hard, "the limit of open files could not be raised");
+    }
+    if hard < wanted {
+        warn!(
+            hard,
+            wanted, "the limit of open files is low for `max-connections`: raise it (ulimit -n)"
+        );
+    }
+}
+
+pub(crate) async fn run(
+    settings: NodeSettings,
+    exit_with_parent: bool,
+    logging: Logging,
+) -> Outcome {
+    if exit_with_parent {
         std::thread::spawn(|| {
             // Ends with the pipe, however the parent ended.
             let mut nothing = [0; 64];
@@ -83,7 +152,7 @@ pub(crate) async fn run(args: ServerArgs) -> Outcome {
             std::process::exit(1);
         });
     }
-    let what = format!("node {} could not run", args.node_id);
+    let what = format!("node {} could not run", settings.node_id);
     let stop = CancellationToken::new();
     let asked = stop.clone();
     let (mut terminated, mut interrupted) = (
@@ -97,7 +166,14 @@ pub(crate) async fn run(args: ServerArgs) -> Outcome {
         }
         asked.cancel();
     });
-    let node = Node::start(settings(args))
+    raise_file_limit(settings.max_connections);
+    let version = env!("CARGO_PKG_VERSION");
+    info!(version, node = %settings.node_id, data = %settings.data_dir.display(), "quorate");
+    let tools = NodeTools {
+        log_level: Some(logging.control()),
+        metrics: Some(quorate_console::install_metrics()),
+    };
+    let node = Node::start(settings, tools)
         .await
         .map_err(|error| Failure::new(&what, error))?;
     node.run(stop)

@@ -81,6 +81,20 @@ pub(crate) async fn run(global: &Global, command: TopicCommand) -> Outcome {
                 OutputFormat::Text => describe(&topic),
             }
         }
+        TopicCommand::Alter {
+            name,
+            config,
+            unset,
+        } => {
+            let altered = client
+                .alter_topic(&name, config.into_iter().collect(), unset)
+                .await
+                .map_err(|error| told(format!("topic {name} was not altered"), &error))?;
+            match global.output {
+                OutputFormat::Json => output::json(&described(&altered)),
+                OutputFormat::Text => describe(&altered),
+            }
+        }
         TopicCommand::Delete { name } => {
             client
                 .delete_topic(&name)

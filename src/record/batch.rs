@@ -1,10 +1,10 @@
 //! A record batch: checked bytes and their header.
 
 use bytes::{Bytes, BytesMut};
-use quorate_types::{LeaderEpoch, Offset, Timestamp, TimestampType};
+use quorate_types::{Compression, LeaderEpoch, Offset, Timestamp, TimestampType};
 
-use crate::codec;
-use crate::compression::decompress;
+use crate::codec::Records;
+use crate::compression::{compress, decompress};
 use crate::header::{
     ATTRIBUTES_AT, BASE_OFFSET_AT, BatchError, BatchHeader, HEADER_LEN, LEADER_EPOCH_AT,
     LOG_APPEND_TIME_BIT, MAX_TIMESTAMP_AT, ProducerTag, crc_of, crc32c, seal, write_producer,
@@ -170,13 +170,55 @@ impl Batch {
         }
     }
 
+    /// The batch with its records under another codec (a topic's `compression.type`), CRC anew; they
+    /// may take `limit` bytes when decompressed. They are decoded once, so that what a reader could
+    /// not decode is not stored under a valid CRC.
+    ///
+    /// # Errors
+    /// [`BatchError`] where the records cannot be decoded or are more.
+    pub fn recompressed(self, codec: Compression, limit: usize) -> Result<Self, BatchError> {
+        if self.header.compression == codec {
+            return Ok(self);
+        }
+        let body = decompress(
+            self.header.compression,
+            self.bytes.slice(HEADER_LEN..),
+            limit,
+        )?;
+        for record in Records::new(&self.header, body.clone()) {
+            record?;
+        }
+        let mut header = self.header;
+        header.compression = codec;
+        let mut bytes = Vec::with_capacity(HEADER_LEN + body.len());
+        header.write(&mut bytes);
+        bytes.extend_from_slice(&compress(codec, &body));
+        seal(&mut bytes);
+        Self::parse(bytes.into())
+    }
+
     /// Decodes the records; those of a compressed batch are decompressed, up to 256 MiB.
     ///
     /// # Errors
     /// [`BatchError::Records`] where the inside contradicts the header or itself.
     pub fn records(&self) -> Result<Vec<Record>, BatchError> {
+        let iter = self.iter(DECOMPRESSED_MAX)?;
+        let mut records = Vec::with_capacity(iter.at_most());
+        for record in iter {
+            records.push(record?);
+        }
+        Ok(records)
+    }
+
+    /// Decodes one record after the other; those of a compressed batch are decompressed first, up
+    /// to `limit` bytes.
+    ///
+    /// # Errors
+    /// [`BatchError::TooLarge`] above the limit, [`BatchError::Records`] where they cannot be
+    /// decompressed.
+    pub fn iter(&self, limit: usize) -> Result<Records<'_>, BatchError> {
         let body = self.bytes.slice(HEADER_LEN..);
-        let body = decompress(self.header.compression, body, DECOMPRESSED_MAX)?;
-        codec::read_records(&self.header, body)
+        let body = decompress(self.header.compression, body, limit)?;
+        Ok(Records::new(&self.header, body))
     }
 }

@@ -1,10 +1,10 @@
 //! Makes batches out of records.
 
-use quorate_types::{LeaderEpoch, Offset, Timestamp, TimestampType};
+use quorate_types::{Compression, LeaderEpoch, Offset, Timestamp, TimestampType};
 
 use crate::batch::Batch;
 use crate::codec::{field_len, varint_len, write_field, write_varint};
-use crate::compression::{Compression, compress};
+use crate::compression::compress;
 use crate::header::{BatchHeader, HEADER_LEN, ProducerTag, seal};
 use crate::records::RecordHeader;
 

@@ -61,24 +61,56 @@ pub(crate) fn field_len(field: Option<&[u8]>) -> usize {
     }
 }
 
-pub(crate) fn read_records(
-    header: &BatchHeader,
-    mut body: Bytes,
-) -> Result<Vec<Record>, BatchError> {
-    // A record takes at least 7 bytes: a count that cannot be true reserves nothing.
-    let mut records = Vec::with_capacity((header.record_count as usize).min(body.len() / 7 + 1));
-    for expected_delta in 0..i64::from(header.record_count) {
-        let length = usize::try_from(read_varint(&mut body)?)
+/// The records of a batch one after the other; ends with the first that cannot be read.
+pub struct Records<'a> {
+    header: &'a BatchHeader,
+    body: Bytes,
+    next_delta: u32,
+}
+
+impl<'a> Records<'a> {
+    pub(crate) fn new(header: &'a BatchHeader, body: Bytes) -> Self {
+        Self {
+            header,
+            body,
+            next_delta: 0,
+        }
+    }
+
+    /// How many there can be at most: a record takes at least 7 bytes, so that a count which cannot
+    /// be true reserves nothing.
+    pub(crate) fn at_most(&self) -> usize {
+        (self.header.record_count as usize).min(self.body.len() / 7 + 1)
+    }
+
+    fn read(&mut self) -> Result<Record, BatchError> {
+        let length = usize::try_from(read_varint(&mut self.body)?)
             .ok()
-            .filter(|length| *length <= body.len())
+            .filter(|length| *length <= self.body.len())
             .ok_or(BatchError::Records("a record is longer than its batch"))?;
-        let record = body.split_to(length);
-        records.push(read_record(header, record, expected_delta)?);
+        let record = self.body.split_to(length);
+        let record = read_record(self.header, record, self.next_delta.into())?;
+        self.next_delta += 1;
+        if self.next_delta == self.header.record_count && !self.body.is_empty() {
+            return Err(BatchError::Records("bytes follow the last record"));
+        }
+        Ok(record)
     }
-    if !body.is_empty() {
-        return Err(BatchError::Records("bytes follow the last record"));
+}
+
+impl Iterator for Records<'_> {
+    type Item = Result<Record, BatchError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.next_delta >= self.header.record_count {
+            return None;
+        }
+        let record = self.read();
+        if record.is_err() {
+            self.next_delta = self.header.record_count;
+        }
+        Some(record)
     }
-    Ok(records)
 }
 
 fn read_record(

@@ -1,10 +1,8 @@
 //! The 61 bytes before a batch's records (KIP-98's message format, magic 2).
 
 use quorate_types::{
-    LeaderEpoch, Offset, ProducerEpoch, ProducerId, Sequence, Timestamp, TimestampType,
+    Compression, LeaderEpoch, Offset, ProducerEpoch, ProducerId, Sequence, Timestamp, TimestampType,
 };
-
-use crate::compression::Compression;
 
 /// Bytes of a batch before its records.
 pub const HEADER_LEN: usize = 61;

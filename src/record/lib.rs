@@ -2,7 +2,7 @@
 //! from batches (leader epochs, producers). Nothing here does I/O.
 //!
 //! Invariant: a [`Batch`] has been checked (length, magic, CRC, record count) and never changes but
-//! by [`Batch::stamped`] and [`Batch::with_log_append_time`].
+//! by the methods that take it and give another ([`Batch::stamped`] and the like).
 
 mod batch;
 mod builder;
@@ -18,9 +18,10 @@ mod tests;
 
 pub use batch::Batch;
 pub use builder::BatchBuilder;
-pub use compression::{Compression, UnknownCompression};
+pub use codec::Records;
 pub use epochs::LeaderEpochCache;
 pub use header::{BatchError, BatchHeader, HEADER_LEN, ProducerTag};
 pub use partitioner::{StickyPartitioner, murmur2, partition_for_key};
 pub use producers::{ProducerStates, SequenceCheck, SequenceError};
+pub use quorate_types::{Compression, UnknownCompression};
 pub use records::{Record, RecordHeader};

@@ -261,7 +261,7 @@ pub enum ProduceError {
     },
     /// The batch may not be produced.
     #[error("{0}")]
-    InvalidRecord(&'static str),
+    InvalidRecord(String),
     /// The sequence leaves a gap.
     #[error("sequence {got} does not follow: expected {expected}")]
     OutOfOrderSequence {

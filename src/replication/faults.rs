@@ -10,6 +10,8 @@ pub trait Faults: Send + 'static {
     const UNBOUND_ACKS: bool = false;
     /// A restarted leader goes on in the epoch that its last life led at (against R1).
     const RESUME_OLD_EPOCH: bool = false;
+    /// Durability is called established before the others have synced (against R17).
+    const ESTABLISH_EARLY: bool = false;
 }
 
 /// The protocol as it is.

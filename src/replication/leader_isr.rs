@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use quorate_log::{Dir, PartitionLog};
 use quorate_metadata::{AlterPartition, Command};
-use quorate_types::{NodeId, TopicPartition};
+use quorate_types::{Durability, NodeId, TopicPartition};
 use tracing::info;
 
 use crate::events::{Action, ProposalId, ProposalResult, Timing};
@@ -58,13 +58,17 @@ impl<F: Faults> ReplicaLeader<F> {
             let present: BTreeSet<NodeId> = self.view.registration.isr.iter().copied().collect();
             // After a refusal with another copy about, any proposal ends the doubt: whichever is
             // applied raises the partition epoch.
-            if isr == present && !self.unknown {
+            let establish = self.may_establish(log);
+            if isr == present && !establish && !self.unknown {
                 return;
             }
-            let Some(command) = self.command(partition, &isr) else {
+            let Some(command) = self.command(partition, &isr, establish) else {
                 return;
             };
-            info!(%partition, epoch = %self.epoch, from = ?present, to = ?isr, "ISR proposed");
+            info!(
+                %partition, epoch = %self.epoch, from = ?present, to = ?isr, establish,
+                "ISR proposed"
+            );
             self.proposed.extend(isr);
             self.proposal = Some(Proposal {
                 command,
@@ -105,7 +109,33 @@ impl<F: Faults> ReplicaLeader<F> {
         isr
     }
 
-    fn command(&self, partition: TopicPartition, isr: &BTreeSet<NodeId>) -> Option<AlterPartition> {
+    /// R17: everything below the high watermark is on the disk of everyone who may lead next, and
+    /// from now on nothing is acknowledged that is not.
+    fn may_establish<D: Dir>(&self, log: &PartitionLog<D>) -> bool {
+        let registration = &self.view.registration;
+        if registration.fsync_established || self.view.settings.durability != Durability::Fsync {
+            return false;
+        }
+        if F::ESTABLISH_EARLY {
+            return true;
+        }
+        let high_watermark = log.high_watermark();
+        let mut others = self.maximal_isr();
+        others.extend(registration.elr.iter().copied());
+        others.remove(&self.view.me);
+        high_watermark >= self.epoch_start
+            && log.flushed_end() >= high_watermark
+            && others
+                .iter()
+                .all(|node| self.position(*node) >= Some(high_watermark))
+    }
+
+    fn command(
+        &self,
+        partition: TopicPartition,
+        isr: &BTreeSet<NodeId>,
+        fsync_established: bool,
+    ) -> Option<AlterPartition> {
         let mut members = Vec::with_capacity(isr.len());
         for node in isr {
             let epoch = if *node == self.view.me {
@@ -122,6 +152,7 @@ impl<F: Faults> ReplicaLeader<F> {
             leader_epoch: self.epoch,
             partition_epoch: self.view.registration.partition_epoch,
             isr: members,
+            fsync_established,
         })
     }
 

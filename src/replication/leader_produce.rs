@@ -100,7 +100,7 @@ impl<F: Faults> ReplicaLeader<F> {
         }
         if header.is_control || header.is_transactional {
             let why = "control batches and transactions are not taken";
-            return Err(ProduceError::InvalidRecord(why));
+            return Err(ProduceError::InvalidRecord(why.to_owned()));
         }
         if produce.acks != Acks::All
             && cx.now.saturating_sub(cx.controller_contact) > timing.session_timeout

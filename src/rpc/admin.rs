@@ -1,9 +1,10 @@
 //! `Admin`: topics.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::join_all;
-use quorate_metadata::{BrokerState, Command, CreateTopic};
+use quorate_metadata::{AlterTopic, BrokerState, Command, CreateTopic};
 use quorate_proto::v1;
 use quorate_proto::v1::admin_server::Admin;
 use quorate_types::{ErrorCode, PartitionId, TopicId, TopicName, TopicPartition};
@@ -51,7 +52,11 @@ impl Edge {
             partitions: request.partitions.max(1),
             replication_factor,
             seed: id.as_u64_pair().0,
-            config: request.config.into_iter().collect(),
+            config: {
+                let mut config = self.config().topic_defaults.clone();
+                config.extend(request.config);
+                config
+            },
         });
         self.propose(command, DECIDE).await?;
         let mut images = self.quorum().images();
@@ -69,6 +74,41 @@ impl Edge {
                 "the topic was created, but this node has not seen it yet: ask again",
             )),
         }
+    }
+
+    async fn alter(
+        &self,
+        request: v1::AlterTopicRequest,
+    ) -> Result<v1::TopicDescription, ErrorInfo> {
+        let topic = self.topic(&request.name, None)?;
+        if request.set.is_empty() && request.unset.is_empty() {
+            let message = "nothing to alter: name settings to set or to unset";
+            return Err(ErrorInfo::new(ErrorCode::InvalidRequest, message));
+        }
+        let alter = AlterTopic {
+            topic_id: topic.id,
+            set: request.set.into_iter().collect(),
+            unset: request.unset,
+        };
+        let after = |config: &BTreeMap<String, String>| {
+            let set = alter
+                .set
+                .iter()
+                .all(|(key, value)| config.get(key) == Some(value));
+            set && alter.unset.iter().all(|key| !config.contains_key(key))
+        };
+        self.propose(Command::AlterTopic(alter.clone()), DECIDE)
+            .await?;
+        let mut images = self.quorum().images();
+        let seen = images.wait_for(|image| {
+            image
+                .topic(topic.id)
+                .is_none_or(|topic| after(&topic.config))
+        });
+        // Decided; where this node lags, or somebody alters it again, the answer is what it sees.
+        let _lag = timeout(SEE, seen).await;
+        let topic = self.topic(&request.name, None)?;
+        Ok(describe::topic(&self.image(), &topic))
     }
 
     async fn delete(&self, name: &str) -> Result<(), ErrorInfo> {
@@ -127,6 +167,15 @@ impl Admin for Edge {
         Ok(Response::new(v1::CreateTopicResponse {
             topic: Some(topic),
         }))
+    }
+
+    async fn alter_topic(
+        &self,
+        request: Request<v1::AlterTopicRequest>,
+    ) -> Result<Response<v1::AlterTopicResponse>, Status> {
+        let altered = self.alter(request.into_inner()).await;
+        let topic = altered.map_err(|error| to_status(&error))?;
+        Ok(Response::new(v1::AlterTopicResponse { topic: Some(topic) }))
     }
 
     async fn delete_topic(

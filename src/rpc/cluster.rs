@@ -1,16 +1,24 @@
 //! `Cluster`: what there is, and what happens.
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use futures::Stream;
 use quorate_proto::v1;
+use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_proto::v1::cluster_server::Cluster;
+use quorate_types::{ErrorCode, NodeId};
+use quorate_wire::ErrorInfo;
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::describe;
-use crate::edge::Edge;
+use crate::edge::{Edge, forward, forward_failed, is_forwarded};
+use crate::status::to_status;
+
+/// How long another node is asked about its log.
+const ASK: Duration = Duration::from_secs(5);
 
 #[tonic::async_trait]
 impl Cluster for Edge {
@@ -49,6 +57,33 @@ impl Cluster for Edge {
         Ok(Response::new(response))
     }
 
+    async fn log_level(
+        &self,
+        request: Request<v1::LogLevelRequest>,
+    ) -> Result<Response<v1::LogLevelResponse>, Status> {
+        let forwarded = is_forwarded(&request);
+        let request = request.into_inner();
+        let node = request.node_id.map_or(self.me(), NodeId::new);
+        if node != self.me() && !forwarded {
+            let channel = self.node(node).map_err(|error| to_status(&error))?;
+            let answer = ClusterClient::new(channel)
+                .log_level(forward(request, ASK))
+                .await;
+            return answer.map_err(|status| forward_failed(status, false));
+        }
+        let refuse = |code, why: String| to_status(&ErrorInfo::new(code, why));
+        let Some(control) = &self.config().log_level else {
+            let why = "this node's log is not its own to change".to_owned();
+            return Err(refuse(ErrorCode::InvalidRequest, why));
+        };
+        let level = control(request.level.as_deref());
+        let level = level.map_err(|why| refuse(ErrorCode::InvalidConfig, why))?;
+        Ok(Response::new(v1::LogLevelResponse {
+            node_id: self.me().get(),
+            level,
+        }))
+    }
+
     type WatchEventsStream = Pin<Box<dyn Stream<Item = Result<v1::ClusterEvent, Status>> + Send>>;
 
     async fn watch_events(
@@ -82,7 +117,8 @@ impl Cluster for Edge {
                     Ok(event) => Ok(describe::event(&event)),
                     Err(broadcast::error::RecvError::Lagged(missed)) => {
                         let message = format!("{missed} events were missed: watch again");
-                        Err(Status::data_loss(message))
+                        let code = ErrorCode::ThrottlingQuotaExceeded;
+                        Err(to_status(&ErrorInfo::new(code, message)))
                     }
                     Err(broadcast::error::RecvError::Closed) => return,
                 };

@@ -8,15 +8,21 @@ use quorate_proto::v1::consumer_client::ConsumerClient;
 use quorate_proto::v1::consumer_server::Consumer;
 use quorate_types::{ErrorCode, LeaderEpoch, NegativeNumber, Offset, Timestamp};
 use quorate_wire::ErrorInfo;
+use tokio::sync::OwnedSemaphorePermit;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
+use crate::admission::ResponseRoom;
 use crate::channels::MESSAGE_BYTES;
+use crate::consume::Consumed;
 use crate::edge::{Edge, Located, Route, forward, forward_failed, is_forwarded};
 use crate::status::{fetch_error, invalid, to_status};
 
 /// Bytes of a fetch that asks for none in particular, and at most.
 const FETCH_BYTES: (u32, u32) = (1 << 20, 64 << 20);
+
+/// Bytes of an answer that comes through this node from another.
+const FORWARDED_BYTES: u32 = 512 << 10;
 
 /// The longest poll.
 const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -57,7 +63,7 @@ impl Edge {
         located: &Located,
         request: &v1::FetchRequest,
         max_wait: Duration,
-    ) -> Result<v1::FetchResponse, ErrorInfo> {
+    ) -> Result<(v1::FetchResponse, Option<OwnedSemaphorePermit>), ErrorInfo> {
         let max_bytes = match request.max_bytes {
             0 => FETCH_BYTES.0,
             asked => asked.min(FETCH_BYTES.1),
@@ -76,7 +82,7 @@ impl Edge {
             .fetch(call)
             .await
             .map_err(|error| self.name_leader(fetch_error(&error), &located.id))?;
-        Ok(v1::FetchResponse {
+        let response = v1::FetchResponse {
             batches: fetched.bytes,
             high_watermark: fetched.high_watermark.to_signed(),
             log_start_offset: fetched.log_start.to_signed(),
@@ -85,7 +91,8 @@ impl Edge {
                 epoch: epoch.to_signed(),
                 end_offset: end.to_signed(),
             }),
-        })
+        };
+        Ok((response, fetched.room))
     }
 
     async fn list_here(
@@ -146,16 +153,13 @@ impl Edge {
             }
         }
     }
-}
 
-#[tonic::async_trait]
-impl Consumer for Edge {
-    async fn fetch(
+    /// Fetches where the partition is led; gives the room too that the answer takes.
+    pub(crate) async fn fetch_anywhere(
         &self,
-        request: Request<v1::FetchRequest>,
-    ) -> Result<Response<v1::FetchResponse>, Status> {
-        let forwarded = is_forwarded(&request);
-        let request = request.into_inner();
+        mut request: v1::FetchRequest,
+        forwarded: bool,
+    ) -> Result<(v1::FetchResponse, Option<OwnedSemaphorePermit>), Status> {
         let topic_id = request.topic_id.as_deref();
         let routed = self
             .find(&request.topic, topic_id, request.partition)
@@ -165,18 +169,51 @@ impl Consumer for Edge {
             });
         let max_wait = Duration::from_millis(request.max_wait_ms.into()).min(WAIT_MAX);
         match routed.map_err(|error| to_status(&error))? {
-            (located, Route::Here) => {
-                let fetched = self.fetch_here(&located, &request, max_wait).await;
-                fetched
-                    .map(Response::new)
-                    .map_err(|error| to_status(&error))
-            }
+            (located, Route::Here) => self
+                .fetch_here(&located, &request, max_wait)
+                .await
+                .map_err(|error| to_status(&error)),
             (_, Route::There(channel)) => {
+                // How much comes is known only then: little enough that it needs no room before.
+                request.max_bytes = match request.max_bytes {
+                    0 => FORWARDED_BYTES,
+                    asked => asked.min(FORWARDED_BYTES),
+                };
                 let request = forward(request, max_wait + FORWARD_GRACE);
                 let answer = client(channel).fetch(request).await;
-                answer.map_err(|status| forward_failed(status, false))
+                let answer = answer.map_err(|status| forward_failed(status, false))?;
+                let answer = answer.into_inner();
+                let room = self.broker().fetch_room(answer.batches.len()).await;
+                Ok((answer, room))
             }
         }
+    }
+}
+
+#[tonic::async_trait]
+impl Consumer for Edge {
+    async fn fetch(
+        &self,
+        request: Request<v1::FetchRequest>,
+    ) -> Result<Response<v1::FetchResponse>, Status> {
+        let forwarded = is_forwarded(&request);
+        let fetched = self.fetch_anywhere(request.into_inner(), forwarded).await;
+        let (answer, room) = fetched?;
+        let mut response = Response::new(answer);
+        if let Some(room) = room {
+            response.extensions_mut().insert(ResponseRoom::new(room));
+        }
+        Ok(response)
+    }
+
+    type ConsumeStream = Consumed;
+
+    async fn consume(
+        &self,
+        request: Request<v1::ConsumeRequest>,
+    ) -> Result<Response<Self::ConsumeStream>, Status> {
+        let stream = self.consume_stream(&request.into_inner());
+        stream.map(Response::new).map_err(|error| to_status(&error))
     }
 
     async fn list_offsets(

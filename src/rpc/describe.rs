@@ -156,7 +156,9 @@ pub(crate) fn event(event: &ClusterEvent) -> v1::ClusterEvent {
             described.leader = leader.map(NodeId::get);
             described.isr = nodes(isr);
         }
-        EventKind::TopicCreated { topic, .. } | EventKind::TopicDeleted { topic } => {
+        EventKind::TopicCreated { topic, .. }
+        | EventKind::TopicAltered { topic, .. }
+        | EventKind::TopicDeleted { topic } => {
             described.topic = Some(topic.to_string());
         }
         EventKind::ReplicaDamaged {

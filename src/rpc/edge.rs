@@ -1,5 +1,6 @@
 //! What all services share: who leads what, and how to reach them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -22,19 +23,28 @@ use crate::status::to_status;
 const PRODUCER_IDS: u32 = 1_000;
 
 /// Times and bounds of the edge.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone)]
 pub struct EdgeConfig {
     /// A request without a time-out gets this one.
     pub default_timeout: Duration,
     /// No request waits longer, whatever it asks for.
     pub max_timeout: Duration,
+    /// Settings of new topics that do not say otherwise.
+    pub topic_defaults: BTreeMap<String, String>,
+    /// Tells and changes what is logged, where the process lets it.
+    pub log_level: Option<LogControl>,
 }
+
+/// Tells what the process logs, after changing it where that is asked for.
+pub type LogControl = Arc<dyn Fn(Option<&str>) -> Result<String, String> + Send + Sync>;
 
 impl Default for EdgeConfig {
     fn default() -> Self {
         Self {
             default_timeout: Duration::from_secs(30),
             max_timeout: Duration::from_secs(300),
+            topic_defaults: BTreeMap::new(),
+            log_level: None,
         }
     }
 }
@@ -96,6 +106,23 @@ impl Edge {
 
     pub(crate) fn quorum(&self) -> &QuorumHandle {
         &self.shared.quorum
+    }
+
+    pub(crate) fn config(&self) -> &EdgeConfig {
+        &self.shared.config
+    }
+
+    /// The connection to another node, for requests that are for that very one.
+    pub(crate) fn node(&self, node: NodeId) -> Result<Channel, ErrorInfo> {
+        let image = self.image();
+        let broker = image.broker(node).ok_or_else(|| {
+            let message = format!("there is no node {node}");
+            ErrorInfo::new(ErrorCode::BrokerIdNotRegistered, message)
+        })?;
+        self.shared.forwarding.to(&broker.internal).map_err(|_| {
+            let message = format!("node {node} cannot be reached");
+            ErrorInfo::new(ErrorCode::BrokerNotAvailable, message)
+        })
     }
 
     pub(crate) fn image(&self) -> Arc<MetadataImage> {

@@ -5,20 +5,28 @@
 //! quorum's own, and the session with the controller), replication, forwarding.
 
 mod admin;
+mod admission;
+mod body;
 mod channels;
 mod cluster;
+mod connections;
+mod consume;
 mod consumer;
 mod control;
 mod describe;
 mod edge;
 mod messages;
+mod metrics;
 mod producer;
 mod records;
 mod replication;
 mod status;
 
+pub use admission::{AdmissionLimits, limited};
 pub use channels::{MESSAGE_BYTES, tune_server};
+pub use connections::{Connection, ConnectionLimits, accept};
 pub use control::{ControlLink, ControllerService, TcpProber};
-pub use edge::{Edge, EdgeConfig};
+pub use edge::{Edge, EdgeConfig, LogControl};
+pub use metrics::describe as describe_metrics;
 pub use replication::{Identity, ReplicationLink, ReplicationService};
 pub use status::{from_status, to_status};

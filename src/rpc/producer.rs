@@ -14,7 +14,7 @@ use quorate_record::{Batch, BatchError, partition_for_key};
 use quorate_replication::{ProduceError, Produced};
 use quorate_types::{ErrorCode, LeaderEpoch, PartitionId, Timestamp};
 use quorate_wire::ErrorInfo;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
@@ -41,7 +41,7 @@ struct Prepared {
 enum Started {
     Pending(Located, PendingProduce),
     /// For the leader at the other end.
-    Forward(Box<Prepared>, Channel),
+    Forward(Box<Prepared>, Channel, OwnedSemaphorePermit),
     Answered(Result<v1::ProduceResponse, ErrorInfo>),
 }
 
@@ -164,7 +164,14 @@ impl Edge {
                 let pending = self.broker().submit(prepared.call).await;
                 Started::Pending(prepared.located, pending)
             }
-            Ok(Route::There(channel)) => Started::Forward(Box::new(prepared), channel),
+            Ok(Route::There(channel)) => {
+                // What waits for another node takes memory here too.
+                let (size, patience) = (prepared.call.batch.size(), prepared.call.timeout);
+                match self.broker().produce_room(size, patience).await {
+                    Ok(room) => Started::Forward(Box::new(prepared), channel, room),
+                    Err(error) => Started::Answered(Err(produce_error(&error))),
+                }
+            }
         }
     }
 
@@ -211,7 +218,9 @@ impl Edge {
         match self.start(request, forwarded).await {
             Started::Answered(answer) => answer,
             Started::Pending(located, pending) => self.finish(&located, pending.wait().await),
-            Started::Forward(prepared, channel) => self.forward_produce(*prepared, channel).await,
+            Started::Forward(prepared, channel, _room) => {
+                self.forward_produce(*prepared, channel).await
+            }
         }
     }
 
@@ -245,7 +254,7 @@ impl Edge {
                             }));
                             continue;
                         }
-                        Started::Forward(prepared, channel) => {
+                        Started::Forward(prepared, channel, room) => {
                             let edge = self.clone();
                             let (done, next) = oneshot::channel::<()>();
                             let before = before.replace(next);
@@ -255,7 +264,7 @@ impl Edge {
                                     let _over = before.await;
                                 }
                                 let answer = edge.forward_produce(*prepared, channel).await;
-                                drop(done);
+                                drop((done, room));
                                 stream_response(request_id, answer)
                             }));
                             continue;

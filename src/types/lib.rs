@@ -4,12 +4,14 @@
 //! across types and no sentinel (`-1`, "unknown") among them. Offsets are exclusive ends unless a
 //! name ends in `_inclusive`.
 
+mod compression;
 mod error_code;
 mod ids;
 mod modes;
 mod names;
 mod numbers;
 
+pub use compression::{Compression, UnknownCompression};
 pub use error_code::ErrorCode;
 pub use ids::{
     BootId, ClusterId, DirectoryId, Endpoint, Incarnation, InvalidEndpoint, NodeId, TopicId,

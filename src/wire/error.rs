@@ -44,12 +44,12 @@ pub fn grpc_code(code: ErrorCode) -> GrpcCode {
         E::RequestTimedOut => GrpcCode::DeadlineExceeded,
         E::ThrottlingQuotaExceeded => GrpcCode::ResourceExhausted,
         E::UnknownServerError => GrpcCode::Internal,
+        E::CorruptMessage => GrpcCode::DataLoss,
         E::InvalidTopic
         | E::InvalidPartitions
         | E::InvalidReplicationFactor
         | E::InvalidConfig
         | E::InvalidRequest
-        | E::CorruptMessage
         | E::InvalidRecord
         | E::MessageTooLarge
         | E::UnsupportedCompressionType => GrpcCode::InvalidArgument,

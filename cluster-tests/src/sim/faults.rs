@@ -1,9 +1,9 @@
 //! What goes wrong, and when. Each run has a few kinds of faults only, drawn from its seed, so that
 //! a rare combination is not drowned by the others (swarm testing).
 
-use quorate_metadata::Command;
+use quorate_metadata::{AlterTopic, Command};
 use quorate_replication::{Event, Faults, StreamId};
-use quorate_types::NodeId;
+use quorate_types::{Durability, NodeId};
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
@@ -122,6 +122,8 @@ impl<F: Faults> World<F> {
                     self.power_fails(node);
                 }
             }
+            // It would take with it what was acknowledged from the page cache.
+            Fault::PowerLossOfAll if self.page_cache => {}
             Fault::PowerLossOfAll => {
                 for node in self.node_ids() {
                     self.lose_power(node);
@@ -170,6 +172,35 @@ impl<F: Faults> World<F> {
                 }
             }
         }
+    }
+
+    pub(super) fn durability_later(&mut self) {
+        let wait = ms(self.rng.random_range(300..4_000));
+        self.at(wait, Scheduled::DurabilityTurn);
+    }
+
+    /// The topic's durability changes, to and fro (R17). Once the registration says that what is
+    /// acknowledged is on the disks, power may fail everywhere at once.
+    pub(super) fn durability_turn(&mut self) {
+        if self.settling {
+            return;
+        }
+        if !self.enabled.contains(&Fault::PowerLossOfAll) {
+            self.enabled.push(Fault::PowerLossOfAll);
+        }
+        let topic = self.quorum.latest().topic(PARTITION.topic_id);
+        let now = topic.map(|topic| topic.settings.durability);
+        let next = match now {
+            Some(Durability::PageCache) => "fsync",
+            _ => "page-cache",
+        };
+        let set = [("durability".to_owned(), next.to_owned())].into();
+        self.propose_as_controller(Command::AlterTopic(AlterTopic {
+            topic_id: PARTITION.topic_id,
+            set,
+            unset: Vec::new(),
+        }));
+        self.durability_later();
     }
 
     pub(super) fn power_fails(&mut self, node: NodeId) {

@@ -149,12 +149,14 @@ impl<F: Faults> World<F> {
         ));
         if let Some(registration) = self.quorum.registration() {
             let state = format!(
-                "  registration: leader {:?} epoch {} isr {:?} partition epoch {}",
+                "  registration: leader {:?} epoch {} isr {:?} partition epoch {}, on disks {}",
                 registration.leader,
                 registration.leader_epoch,
                 registration.isr,
-                registration.partition_epoch
+                registration.partition_epoch,
+                registration.fsync_established
             );
+            self.page_cache = !registration.fsync_established;
             self.note(&state);
         }
         for node in self.node_ids() {

@@ -112,6 +112,7 @@ pub(super) enum Scheduled {
     },
     ControllerTurn,
     FaultTurn,
+    DurabilityTurn,
     ProducerTurn {
         client: usize,
     },
@@ -145,6 +146,7 @@ pub(super) struct World<F: Faults> {
     pub(super) timing: Timing,
     pub(super) segment_bytes: u64,
     /// The topic's `durability` is `page-cache`.
+    /// What is acknowledged may be in page caches only.
     pub(super) page_cache: bool,
     pub(super) enabled: Vec<Fault>,
     pub(super) fault_gap: u64,
@@ -278,6 +280,9 @@ impl<F: Faults> World<F> {
         }
         self.at(ms(1), Scheduled::ConsumerTurn);
         self.at(ms(200), Scheduled::FaultTurn);
+        if self.page_cache && self.rng.random_bool(0.7) {
+            self.durability_later();
+        }
         let end = self.now + FAULTY;
         self.until(end, |_| false);
         if self.violation.is_none() {
@@ -535,6 +540,7 @@ impl<F: Faults> World<F> {
             }
             Scheduled::ImageArrives { node, index } => self.image_arrives(node, index),
             Scheduled::ControllerTurn => self.controller_turn(),
+            Scheduled::DurabilityTurn => self.durability_turn(),
             Scheduled::FaultTurn => self.fault_turn(),
             Scheduled::ProducerTurn { client } => self.producer_turn(client),
             Scheduled::ConsumerTurn => self.consumer_turn(),

@@ -66,6 +66,13 @@ impl Cluster for Fake {
         }))
     }
 
+    async fn log_level(
+        &self,
+        _: Request<v1::LogLevelRequest>,
+    ) -> Result<Response<v1::LogLevelResponse>, Status> {
+        Err(Status::unimplemented("not needed here"))
+    }
+
     type WatchEventsStream = Answers<v1::ClusterEvent>;
 
     async fn watch_events(
