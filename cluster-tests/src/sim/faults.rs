@@ -122,14 +122,7 @@ impl<F: Faults> World<F> {
                     self.power_fails(node);
                 }
             }
-            // It would take with it what was acknowledged from the page cache.
-            Fault::PowerLossOfAll if self.page_cache => {}
-            Fault::PowerLossOfAll => {
-                for node in self.node_ids() {
-                    self.lose_power(node);
-                    self.start_later(node);
-                }
-            }
+            Fault::PowerLossOfAll => self.power_fails_everywhere(),
             Fault::Pause => self.pause(node, until - self.now),
             Fault::Shutdown => self.begin_shutdown(node),
             Fault::BreakStream => {
@@ -200,7 +193,26 @@ impl<F: Faults> World<F> {
             set,
             unset: Vec::new(),
         }));
+        if next == "fsync" && self.rng.random_bool(0.7) {
+            // A disk that lags while the registration changes, and then no power anywhere: what is
+            // called established must be on the disks.
+            let (node, soon) = (self.any_node(), ms(self.rng.random_range(20..400)));
+            self.note(&format!("node {node}: its disk stalls"));
+            self.node_mut(node).stalled_until = self.now + soon * 2;
+            self.at(soon, Scheduled::PowerFailsEverywhere);
+        }
         self.durability_later();
+    }
+
+    /// Unless what is acknowledged may be in page caches only.
+    pub(super) fn power_fails_everywhere(&mut self) {
+        if self.page_cache || self.settling {
+            return;
+        }
+        for node in self.node_ids() {
+            self.lose_power(node);
+            self.start_later(node);
+        }
     }
 
     pub(super) fn power_fails(&mut self, node: NodeId) {

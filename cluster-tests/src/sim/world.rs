@@ -113,6 +113,7 @@ pub(super) enum Scheduled {
     ControllerTurn,
     FaultTurn,
     DurabilityTurn,
+    PowerFailsEverywhere,
     ProducerTurn {
         client: usize,
     },
@@ -191,7 +192,7 @@ impl<F: Faults> World<F> {
             .into_iter()
             .filter(|_| rng.random_bool(0.45))
             .collect();
-        let page_cache = rng.random_bool(0.3);
+        let page_cache = rng.random_bool(0.4);
         if page_cache {
             // Either may take with it what was acknowledged from the page cache.
             let beyond = [Fault::PowerLossOfAll, Fault::FailSync];
@@ -280,7 +281,7 @@ impl<F: Faults> World<F> {
         }
         self.at(ms(1), Scheduled::ConsumerTurn);
         self.at(ms(200), Scheduled::FaultTurn);
-        if self.page_cache && self.rng.random_bool(0.7) {
+        if self.page_cache && self.rng.random_bool(0.5) {
             self.durability_later();
         }
         let end = self.now + FAULTY;
@@ -541,6 +542,7 @@ impl<F: Faults> World<F> {
             Scheduled::ImageArrives { node, index } => self.image_arrives(node, index),
             Scheduled::ControllerTurn => self.controller_turn(),
             Scheduled::DurabilityTurn => self.durability_turn(),
+            Scheduled::PowerFailsEverywhere => self.power_fails_everywhere(),
             Scheduled::FaultTurn => self.fault_turn(),
             Scheduled::ProducerTurn { client } => self.producer_turn(client),
             Scheduled::ConsumerTurn => self.consumer_turn(),
