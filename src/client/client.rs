@@ -8,12 +8,13 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use quorate_proto::v1;
 use quorate_proto::v1::cluster_client::ClusterClient;
-use quorate_types::Endpoint;
+use quorate_types::{Endpoint, NodeId};
 use quorate_wire::FORWARDED;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Request;
 use tonic::transport::Channel;
 
+use crate::detours::{Detours, Way};
 use crate::error::ClientError;
 use crate::metadata::{Metadata, TopicInfo};
 
@@ -52,6 +53,7 @@ struct Shared {
     topics: Mutex<BTreeSet<String>>,
     refreshed: tokio::sync::Mutex<Option<Instant>>,
     turn: AtomicUsize,
+    detours: Mutex<Detours>,
 }
 
 /// A client of one cluster. Cheap to clone.
@@ -60,12 +62,14 @@ pub struct Client {
     shared: Arc<Shared>,
 }
 
-/// A request that only the leader itself is to answer: it is not forwarded, so that the client
-/// learns who leads.
-pub(crate) fn to_leader<T>(message: T) -> Request<T> {
+/// A request for a leader. On the straight way only the leader itself is to answer: it is not
+/// forwarded, so that the client learns who leads.
+pub(crate) fn to_leader<T>(message: T, way: &Way) -> Request<T> {
     let mut request = Request::new(message);
-    let mark = tonic::metadata::MetadataValue::from_static("1");
-    request.metadata_mut().insert(FORWARDED, mark);
+    if way.is_straight() {
+        let mark = tonic::metadata::MetadataValue::from_static("1");
+        request.metadata_mut().insert(FORWARDED, mark);
+    }
     request
 }
 
@@ -89,6 +93,7 @@ impl Client {
                 topics: Mutex::default(),
                 refreshed: tokio::sync::Mutex::default(),
                 turn: AtomicUsize::new(0),
+                detours: Mutex::default(),
             }),
         })
     }
@@ -132,9 +137,31 @@ impl Client {
                 nodes.push(endpoint.clone());
             }
         }
-        let turn = self.shared.turn.fetch_add(1, Ordering::Relaxed) % nodes.len();
+        let turn = self.turn() % nodes.len();
         nodes.rotate_left(turn);
+        // Last, what cannot be reached from here: another answers sooner.
+        let detours = self.shared.detours.lock();
+        nodes.sort_by_key(|node| detours.is_unreachable(node));
         nodes
+    }
+
+    fn turn(&self) -> usize {
+        self.shared.turn.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// How to reach a leader: itself, or through another node where its address means nothing here.
+    pub(crate) fn way_to(&self, leader: &Endpoint) -> Way {
+        let detours = self.shared.detours.lock();
+        detours.way_to(leader, &self.shared.bootstrap, || self.turn())
+    }
+
+    /// Remembers whether a way led to a node.
+    pub(crate) fn note<T>(&self, way: &Way, answer: &Result<T, ClientError>) {
+        let mut detours = self.shared.detours.lock();
+        match answer {
+            Err(ClientError::Connection(_)) => detours.lost(way),
+            _ => detours.arrived(way),
+        }
     }
 
     /// Learns anew who leads; many who ask at once share one answer.
@@ -156,7 +183,12 @@ impl Client {
                 ClusterClient::new(self.channel(&node)?).max_decoding_message_size(MESSAGE_BYTES);
             match timeout(DESCRIBE, client.describe(request)).await {
                 Ok(Ok(answer)) => {
-                    let mut metadata = Metadata::from_proto(answer.into_inner());
+                    let answer = answer.into_inner();
+                    let who = NodeId::new(answer.node_id);
+                    let mut metadata = Metadata::from_proto(answer);
+                    if let Some(advertised) = metadata.brokers.get(&who) {
+                        self.shared.detours.lock().answered(advertised, &node);
+                    }
                     metadata.keep_newer(&self.metadata());
                     let metadata = Arc::new(metadata);
                     *self.shared.metadata.write() = Arc::clone(&metadata);

@@ -162,19 +162,19 @@ impl Fetcher {
             max_wait_ms: u32::try_from(self.options.max_wait.as_millis()).unwrap_or(u32::MAX),
             ..v1::FetchRequest::default()
         };
-        let mut client = ConsumerClient::new(self.client.channel(&leader)?)
+        let way = self.client.way_to(&leader);
+        let mut client = ConsumerClient::new(self.client.channel(way.first())?)
             .max_decoding_message_size(MESSAGE_BYTES);
-        match timeout(
+        let fetched = timeout(
             self.options.max_wait + GRACE,
-            client.fetch(to_leader(request)),
+            client.fetch(to_leader(request, &way)),
         )
-        .await
-        {
-            Ok(answer) => Ok(answer?.into_inner()),
-            Err(_) => Err(ClientError::Connection(format!(
-                "{leader}: no answer in time"
-            ))),
-        }
+        .await;
+        let fetched = fetched
+            .map_err(|_| ClientError::Connection(format!("{}: no answer in time", way.first())));
+        let fetched = fetched.and_then(|answer| Ok(answer?.into_inner()));
+        self.client.note(&way, &fetched);
+        fetched
     }
 
     fn decode(&mut self, fetched: v1::FetchResponse) -> Result<Consumed, ClientError> {

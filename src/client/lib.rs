@@ -7,6 +7,7 @@
 mod admin;
 mod client;
 mod consumer;
+mod detours;
 mod error;
 mod metadata;
 mod producer;

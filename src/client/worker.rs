@@ -229,21 +229,23 @@ impl Worker {
                     .ok_or_else(none)?
             }
         };
-        let mut client = ProducerClient::new(self.client.channel(&leader)?)
+        let way = self.client.way_to(&leader);
+        let mut client = ProducerClient::new(self.client.channel(way.first())?)
             .max_decoding_message_size(MESSAGE_BYTES)
             .max_encoding_message_size(MESSAGE_BYTES);
         let (outgoing, requests) = mpsc::channel(self.options.in_flight + 1);
         let opened = timeout(
             OPEN,
-            client.produce_stream(to_leader(ReceiverStream::new(requests))),
+            client.produce_stream(to_leader(ReceiverStream::new(requests), &way)),
         )
         .await;
-        let answers = opened
-            .map_err(|_| ClientError::Connection(format!("{leader}: no answer in time")))??
-            .into_inner();
+        let opened = opened
+            .map_err(|_| ClientError::Connection(format!("{}: no answer in time", way.first())));
+        let answers = opened.and_then(|answer| Ok(answer?.into_inner()));
+        self.client.note(&way, &answers);
         self.stream = Some(Stream {
             outgoing,
-            answers,
+            answers: answers?,
             leader_epoch,
         });
         Ok(())

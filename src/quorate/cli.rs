@@ -1,6 +1,7 @@
 //! What can be typed: the commands, their flags, their help.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -96,6 +97,8 @@ pub enum Command {
         /// The shell
         shell: Shell,
     },
+    /// Ask one node whether it takes part in the cluster; exits with 1 when it does not
+    Healthcheck(HealthcheckArgs),
 }
 
 /// `quorate dev`.
@@ -332,4 +335,20 @@ pub enum ClusterCommand {
         /// The new levels: error, warn, info, debug or trace, also by part
         level: Option<String>,
     },
+}
+
+/// `quorate healthcheck`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The first address of --bootstrap is asked. Example, in a compose file:\n  \
+    healthcheck: { test: [\"CMD\", \"quorate\", \"healthcheck\"] }"
+)]
+pub struct HealthcheckArgs {
+    /// Ask only whether the process serves, not whether it takes part: what a restart could mend
+    #[arg(long)]
+    pub live: bool,
+
+    /// How long to wait for the answer, like 500ms [default: 3s]
+    #[arg(long, value_parser = quorate_config::parse_duration)]
+    pub timeout: Option<Duration>,
 }

@@ -8,6 +8,7 @@ mod dev;
 mod dev_control;
 mod failure;
 mod format;
+mod healthcheck;
 mod local_cluster;
 mod local_node;
 mod logging;
@@ -92,6 +93,7 @@ async fn run(global: Global, command: Command) -> Outcome {
         Command::Consume(args) => consume::run(&global, args).await,
         Command::Cluster(command) => cluster::run(&global, command).await,
         Command::Server(_) | Command::Completions { .. } => Ok(()),
+        Command::Healthcheck(args) => healthcheck::run(&global, args).await,
     }
 }
 
