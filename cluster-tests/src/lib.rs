@@ -1,7 +1,11 @@
 //! What the tests of whole clusters share: real processes on ports that the kernel gives, one
 //! cluster at a time on the machine, and a history that knows what must be in the log.
 
+mod containers;
 mod harness;
 pub mod sim;
+mod view;
 
-pub use harness::{Cluster, acknowledged_after, eventually, produce_raw, raw_key};
+pub use containers::Containers;
+pub use harness::{Cluster, produce_raw, raw_key};
+pub use view::{View, acknowledged_after, eventually};

@@ -19,6 +19,19 @@ use crate::error::ClientError;
 const ONE_TRY: Duration = Duration::from_secs(12);
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// Whether a call failed because there was no connection to send it on: the name did not resolve,
+/// or nobody took the connection. Then nobody has seen it.
+fn never_left(status: &Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 impl Client {
     /// Calls one node after the other until one decides. A call whose outcome is unknown is not
     /// sent again unless `again` allows it.
@@ -30,15 +43,18 @@ impl Client {
         loop {
             let mut last = ClientError::Connection("no node is known".into());
             for node in self.nodes() {
-                let error = match timeout(ONE_TRY, call(self.channel(&node)?)).await {
+                let (error, unsent) = match timeout(ONE_TRY, call(self.channel(&node)?)).await {
                     Ok(Ok(answer)) => return Ok(answer.into_inner()),
-                    Ok(Err(status)) => ClientError::from(status),
-                    Err(_) => ClientError::Connection(format!("{node}: no answer in time")),
+                    Ok(Err(status)) => {
+                        let unsent = never_left(&status);
+                        (ClientError::from(status), unsent)
+                    }
+                    Err(_) => {
+                        let why = format!("{node}: no answer in time");
+                        (ClientError::Connection(why), false)
+                    }
                 };
-                let refused_connection = matches!(&error, ClientError::Connection(why)
-                    if why.contains("tcp connect error"));
-                // Nothing was sent where nobody took the connection.
-                let may_go_on = refused_connection || (again && error.is_retriable());
+                let may_go_on = unsent || (again && error.is_retriable());
                 if !may_go_on {
                     return Err(error);
                 }
@@ -244,5 +260,31 @@ impl Client {
             })
             .await?;
         Ok(listed.offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use quorate_types::Endpoint;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::ClientOptions;
+
+    #[tokio::test]
+    async fn a_call_that_no_connection_took_may_go_to_the_next_node() {
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = closed.local_addr().unwrap().port();
+        drop(closed);
+        // `.invalid` never resolves (RFC 6761): a stopped container's name does not either.
+        for host in ["127.0.0.1", "stopped.invalid"] {
+            let host = host.to_owned();
+            let node = Endpoint { host, port };
+            let client = Client::new(vec![node.clone()], ClientOptions::default()).unwrap();
+            let mut admin = AdminClient::new(client.channel(&node).unwrap());
+            let failed = admin.list_topics(v1::ListTopicsRequest {}).await;
+            assert!(never_left(&failed.unwrap_err()), "{node}");
+        }
+        assert!(!never_left(&Status::unavailable("tcp connect error")));
     }
 }
