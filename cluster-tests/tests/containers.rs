@@ -16,9 +16,10 @@ use tokio::time::{Instant, interval};
 
 const HOST_TOPIC: &str = "from-the-host";
 const INNER_TOPIC: &str = "from-a-container";
-/// Far above what is promised (1 s; 2 s with the controller; a session of 3 s more where the node
-/// is not dead but silent): a busy machine is no failure.
-const BOUND: Duration = Duration::from_secs(12);
+/// Far above what is promised (1 s; 2 s with the controller): a busy machine is no failure.
+const BOUND: Duration = Duration::from_secs(5);
+/// The same for a node that is not dead but silent, which costs its session (3 s) more.
+const SILENT_BOUND: Duration = Duration::from_secs(12);
 /// After so long without a gap a failover is over.
 const OVER: Duration = Duration::from_millis(1_500);
 /// Longer than a silent node's session.
@@ -184,11 +185,10 @@ async fn clients_on_the_host_and_in_the_network_outlive_kill_pause_and_disconnec
     cluster.start_node(node).await;
     restored(&cluster).await;
 
-    println!(
-        "gap after a kill {killed:?}, a pause {paused:?}, a cut {cut_off:?}, a stop {stopped:?}"
-    );
-    let gaps = [killed, paused, stopped].into_iter().chain(cut_off);
-    assert!(gaps.max() <= Some(BOUND));
+    println!("gap after a kill {killed:?}, after a clean stop {stopped:?}");
+    println!("gap after a pause {paused:?}, after each cut {cut_off:?}");
+    assert!(killed.max(stopped) <= BOUND);
+    assert!(cut_off.into_iter().chain([paused]).max() <= Some(SILENT_BOUND));
     let sent = inner.finish().await;
     let stored = read_all(&cluster.view.client, INNER_TOPIC).await.unwrap();
     assert_eq!(check(&sent, &stored), []);

@@ -104,6 +104,16 @@ impl Active {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut actions = Vec::new();
+        // The leader before was found gone a moment ago. Its address may not answer any more, so
+        // that no probe could find it again: where its container's network has gone with it.
+        let gone = self.quorum.gone();
+        if let Some(gone) = gone.filter(|gone| gone.at.elapsed() < self.timing.session_timeout) {
+            let now = self.start.elapsed();
+            liveness.gone(gone.node, gone.broker_epoch, now, &mut actions);
+        }
+        for action in actions.drain(..) {
+            self.carry_out(term, action);
+        }
         loop {
             tokio::select! {
                 biased;

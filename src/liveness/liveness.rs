@@ -16,7 +16,8 @@ pub struct ConnectionId(pub u64);
 pub struct LivenessTiming {
     /// A broker that is silent for so long is fenced.
     pub session_timeout: Duration,
-    /// Pause between two probes of one address.
+    /// Pause between two probes of one address; short, since a container's address goes soon after
+    /// its process, and then nobody refuses any more.
     pub probe_interval: Duration,
     /// A new controller waits so long for a broker's stream before it probes.
     pub first_contact: Duration,
@@ -31,7 +32,7 @@ impl LivenessTiming {
     pub fn new(session_timeout: Duration) -> Self {
         Self {
             session_timeout,
-            probe_interval: Duration::from_millis(50),
+            probe_interval: Duration::from_millis(10),
             first_contact: Duration::from_millis(100),
             rebalance_interval: Duration::from_secs(5),
             rebalance_batch: 16,
@@ -363,6 +364,20 @@ impl Liveness {
             // Slow is not gone: the session decides.
             ProbeResult::Silent | ProbeResult::Alive { .. } => Suspicion::None,
         };
+    }
+
+    /// That life of a node is gone: its address has refused connections twice after its stream to
+    /// the quorum broke, before this controller could see it.
+    pub fn gone(&mut self, node: NodeId, epoch: BrokerEpoch, now: Duration, out: &mut Vec<Action>) {
+        let image = Arc::clone(&self.image);
+        let back = |session: &Session| session.connection.is_some();
+        if self.sessions.get(&node).is_none_or(back) {
+            return;
+        }
+        if let Some(broker) = image.broker(node).filter(|broker| broker.epoch == epoch) {
+            let cause = "its process is gone: its address refused connections";
+            self.fence(broker, cause.to_owned(), now, out);
+        }
     }
 
     fn fence(&mut self, broker: &Broker, cause: String, now: Duration, out: &mut Vec<Action>) {

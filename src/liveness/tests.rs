@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use quorate_metadata::{Command, Envelope, LogId, MetadataImage, Origin, RegisterBroker};
 use quorate_types::{
-    BootId, DirectoryId, Endpoint, Incarnation, NodeId, RaftIndex, Term, Timestamp,
+    BootId, BrokerEpoch, DirectoryId, Endpoint, Incarnation, NodeId, RaftIndex, Term, Timestamp,
 };
 
 use crate::{Action, ConnectionId, Heartbeat, Liveness, LivenessTiming, Probe, ProbeResult};
@@ -199,7 +199,6 @@ fn two_refused_probes_fence_and_a_silent_one_does_not() {
         panic!("{actions:?}")
     };
     assert_eq!(controller.probed(probe, ProbeResult::Refused), []);
-    assert_eq!(controller.pass(40), []);
     let again = controller.pass(10);
     assert_eq!(again.len(), 1);
     assert!(is_fence(&controller.probed(probe, ProbeResult::Refused)[0]));
@@ -209,6 +208,32 @@ fn two_refused_probes_fence_and_a_silent_one_does_not() {
     slow.pass(10);
     assert_eq!(slow.probed(probe, ProbeResult::Silent), []);
     assert!(!slow.pass(2_900).iter().any(is_fence));
+}
+
+#[test]
+fn who_was_found_gone_before_this_controller_is_fenced_unless_it_is_back() {
+    let next = |mut controller: Controller| {
+        // Another node becomes the controller.
+        let timing = LivenessTiming::new(Duration::from_secs(3));
+        let image = Arc::new(controller.image.clone());
+        controller.liveness = Liveness::new(timing, image, controller.now);
+        controller
+    };
+    let told = |controller: &mut Controller, epoch| {
+        let mut out = Vec::new();
+        controller
+            .liveness
+            .gone(NODE, epoch, controller.now, &mut out);
+        out
+    };
+    let mut controller = next(Controller::active());
+    let epoch = controller.image.broker(NODE).unwrap().epoch;
+    assert_eq!(told(&mut controller, BrokerEpoch::new(epoch.get() + 1)), []);
+    assert!(is_fence(&told(&mut controller, epoch)[0]));
+
+    let mut back = next(Controller::active());
+    back.beat(false);
+    assert_eq!(told(&mut back, epoch), []);
 }
 
 #[test]

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use openraft::errors::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::{ReadPolicy, ServerState};
-use quorate_types::{NodeId, RaftIndex, Term};
+use parking_lot::Mutex;
+use quorate_types::{BrokerEpoch, NodeId, RaftIndex, Term};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::QuorumConfig;
@@ -31,6 +33,17 @@ pub struct Leadership {
     pub is_self: bool,
 }
 
+/// A metadata leader whose process was found gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gone {
+    /// Which node.
+    pub node: NodeId,
+    /// Its broker's registration then; a later one is another process.
+    pub broker_epoch: BrokerEpoch,
+    /// When it was found.
+    pub at: Instant,
+}
+
 /// Where proposals go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Leader {
@@ -48,6 +61,8 @@ pub(crate) struct Core {
     pub(crate) leadership: watch::Sender<Leadership>,
     pub(crate) leader: watch::Sender<Option<Leader>>,
     pub(crate) failure: watch::Sender<Option<String>>,
+    /// What this node found last.
+    pub(crate) gone: Mutex<Option<Gone>>,
 }
 
 /// How an attempt to write an entry ended.

@@ -1,7 +1,7 @@
 //! What beats the election timer when the leader's process is gone.
 //!
 //! Every voter keeps a call open to the leader that is never answered. When it ends, and two
-//! connections 50 ms apart are refused, the leader's committed vote loses its lease and the
+//! connections 10 ms apart are refused, the leader's committed vote loses its lease and the
 //! voters are asked in turn, the longest log first, to stand. That only drops the lease: votes
 //! and log checks stay Raft's. Silence proves nothing, so nothing here acts on a time-out.
 
@@ -14,8 +14,9 @@ use openraft::RaftNetworkV2;
 use openraft::network::{RPCOption, RaftNetworkFactory};
 use openraft::raft::{TransferLeaderRequest, VoteRequest};
 use quorate_proto::internal as proto;
+use tokio::time::Instant;
 
-use crate::core::{Core, Leader};
+use crate::core::{Core, Gone, Leader};
 use crate::ids::{Peer, RaftId, RaftLogId, Vote};
 use crate::network::Network;
 use crate::peers::{is_gone, to_proto};
@@ -75,6 +76,13 @@ async fn judge(core: &Core, leader: &Leader) {
         return;
     };
     tracing::info!(leader = %leader.id, "the metadata leader's process is gone");
+    let node = leader.id.node;
+    let broker = core.view.image().broker(node).map(|broker| broker.epoch);
+    *core.gone.lock() = broker.map(|broker_epoch| Gone {
+        node,
+        broker_epoch,
+        at: Instant::now(),
+    });
     let candidates = candidates(core, leader.id, vote).await;
     for target in candidates.iter().cycle().take(ROUNDS) {
         if core.leader_vote() != Some((leader.id, vote)) {

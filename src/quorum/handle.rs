@@ -8,7 +8,7 @@ use quorate_types::{RaftIndex, Term};
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
-use crate::core::{Core, Leadership};
+use crate::core::{Core, Gone, Leadership};
 use crate::ids::RaftId;
 use crate::propose::{ProposeError, ReadIndexError};
 
@@ -105,6 +105,11 @@ impl QuorumHandle {
     /// Who leads, now and as it changes.
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.core.leadership.subscribe()
+    }
+
+    /// The last metadata leader whose process this node found gone: its broker is gone with it.
+    pub fn gone(&self) -> Option<Gone> {
+        *self.core.gone.lock()
     }
 
     /// Set once when this node cannot go on (a disk error, an entry it cannot read, another

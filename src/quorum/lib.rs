@@ -33,7 +33,7 @@ mod store_tests;
 mod sync_trace_tests;
 
 pub use config::{QuorumConfig, QuorumError};
-pub use core::Leadership;
+pub use core::{Gone, Leadership};
 pub use handle::{QuorumDescription, QuorumHandle, QuorumMember};
 pub use ids::{InvalidRaftId, RaftId};
 pub use propose::{ProposeError, ReadIndexError};

@@ -23,8 +23,9 @@ const CONNECT: Duration = Duration::from_secs(1);
 const KEEPALIVE: Duration = Duration::from_secs(1);
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(2);
 const IDENTIFY: Duration = Duration::from_secs(1);
-/// Two refused connections this far apart mean that the process is gone.
-const BETWEEN_PROBES: Duration = Duration::from_millis(50);
+/// Two refused connections this far apart mean that the process is gone. Soon enough for a
+/// container, whose address goes some 50 ms after its process: then nobody refuses any more.
+const BETWEEN_PROBES: Duration = Duration::from_millis(10);
 const PROBE: Duration = Duration::from_millis(200);
 /// A call carries at most one append (about 1 MiB) or a piece of a snapshot.
 pub(crate) const MESSAGE_BYTES: usize = 16 << 20;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::{Config, SnapshotPolicy};
+use parking_lot::Mutex;
 use quorate_types::ClusterId;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -167,6 +168,7 @@ impl Quorum {
             leadership: watch::Sender::new(Leadership::default()),
             leader: watch::Sender::new(None),
             failure: watch::Sender::new(None),
+            gone: Mutex::default(),
         });
         let tasks = vec![
             tokio::spawn(follow_raft(core.clone())),
