@@ -9,7 +9,7 @@ use quorate_record::{Batch, Record};
 use quorate_types::{Offset, PartitionId};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::{Client, MESSAGE_BYTES, to_leader};
 use crate::error::ClientError;
@@ -64,6 +64,9 @@ pub struct Consumed {
     pub next: Offset,
     /// Where the readable part of the log ends.
     pub high_watermark: Offset,
+    /// How long the fetch took, from its request to its answer; with the wait for records where
+    /// there were none.
+    pub took: Duration,
 }
 
 /// Reads partitions.
@@ -112,8 +115,9 @@ impl Fetcher {
     async fn run(mut self, out: mpsc::Sender<Result<Consumed, ClientError>>) {
         let mut backoff = RETRY.0;
         loop {
+            let asked = Instant::now();
             let fetched = match self.fetch().await {
-                Ok(fetched) => self.decode(fetched),
+                Ok(fetched) => self.decode(fetched, asked.elapsed()),
                 Err(error) => Err(error),
             };
             match fetched {
@@ -177,7 +181,11 @@ impl Fetcher {
         fetched
     }
 
-    fn decode(&mut self, fetched: v1::FetchResponse) -> Result<Consumed, ClientError> {
+    fn decode(
+        &mut self,
+        fetched: v1::FetchResponse,
+        took: Duration,
+    ) -> Result<Consumed, ClientError> {
         let Assignment {
             topic,
             partition,
@@ -205,6 +213,7 @@ impl Fetcher {
             records,
             next,
             high_watermark,
+            took,
         })
     }
 }

@@ -1,5 +1,7 @@
 //! Reading back what a [`Writer`](crate::Writer) wrote.
 
+use std::collections::BTreeMap;
+
 use quorate_client::{Assignment, Client, ClientError, ConsumerOptions};
 use quorate_types::{Offset, PartitionId};
 
@@ -31,6 +33,18 @@ pub enum ReadFailed {
 /// # Errors
 /// [`ReadFailed`]; what was read so far is dropped.
 pub async fn read_all(client: &Client, topic: &str) -> Result<Vec<Stored>, ReadFailed> {
+    read_from(client, topic, &BTreeMap::new()).await
+}
+
+/// As [`read_all`], but from these offsets on; a partition without one from its beginning.
+///
+/// # Errors
+/// [`ReadFailed`]; what was read so far is dropped.
+pub async fn read_from(
+    client: &Client,
+    topic: &str,
+    starts: &BTreeMap<u32, i64>,
+) -> Result<Vec<Stored>, ReadFailed> {
     let described = client.describe_topic(topic).await?;
     let mut stored = Vec::new();
     for partition in described.partitions {
@@ -44,13 +58,14 @@ pub async fn read_all(client: &Client, topic: &str) -> Result<Vec<Stored>, ReadF
         let Some(end) = partition.high_watermark else {
             return Err(unexpected(-1, "the leader tells no high watermark"));
         };
+        let mut next = starts.get(&id.get()).copied().unwrap_or(0);
+        let offset = Offset::from_signed(next);
         let assigned = vec![Assignment {
             topic: topic.to_owned(),
             partition: id,
-            offset: Offset::ZERO,
+            offset: offset.map_err(|_| unexpected(next, "not an offset"))?,
         }];
         let mut consumer = client.consumer(assigned, ConsumerOptions::default());
-        let mut next = 0;
         while next < end {
             let consumed = match consumer.poll().await {
                 Some(consumed) => consumed?,

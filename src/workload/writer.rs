@@ -1,8 +1,10 @@
 //! A producer of numbered keyed records with `acks=all`, which remembers what was acknowledged,
-//! where and when.
+//! where and when. It is an open loop: each record has its time, whatever became of those before,
+//! and its latency runs from then.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -15,6 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::gaps::longest_gap;
 use crate::history::{History, Sent};
+use crate::latencies::Latencies;
 
 /// Deliveries of one partition that are awaited at most; then the writer waits.
 const AWAITED: usize = 100_000;
@@ -38,7 +41,19 @@ pub struct WriterOptions {
 struct Waiting {
     key: String,
     number: u64,
+    meant: Instant,
     delivery: Delivery,
+}
+
+/// A partition's leader changed between two acknowledgements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaderChange {
+    /// The partition.
+    pub partition: PartitionId,
+    /// The last acknowledgement at an earlier leader epoch.
+    pub last: Instant,
+    /// The first at the new one.
+    pub next: Instant,
 }
 
 /// One partition's acknowledgements.
@@ -46,14 +61,33 @@ struct Waiting {
 struct Acks {
     times: Vec<Instant>,
     count: u64,
+    bytes: u64,
+    latencies: Latencies,
+    measure_from: Option<Instant>,
+    leader_epoch: Option<i32>,
+    changes: Vec<LeaderChange>,
+    first_error: Option<ClientError>,
+}
+
+/// What a writer's acknowledgements come to since a time.
+#[derive(Debug, Default)]
+pub(crate) struct Measured {
+    pub(crate) latencies: Latencies,
+    /// Bytes of keys and values.
+    pub(crate) bytes: u64,
+    pub(crate) first_error: Option<ClientError>,
+    /// The most that the writer itself was behind, from its beginning.
+    pub(crate) behind: Duration,
 }
 
 /// A running writer.
 pub struct Writer {
     stop: watch::Sender<bool>,
+    behind_us: Arc<AtomicU64>,
     acks: BTreeMap<PartitionId, Arc<Mutex<Acks>>>,
-    sender: JoinHandle<Result<(), ClientError>>,
+    sender: Option<JoinHandle<Result<(), ClientError>>>,
     recorders: Vec<JoinHandle<History>>,
+    history: History,
 }
 
 /// Why a writer has no history.
@@ -78,16 +112,24 @@ impl Writer {
         for partition in (0..options.partitions).map(PartitionId::new) {
             let shared = Arc::<Mutex<Acks>>::default();
             let (queue, waiting) = mpsc::channel(AWAITED);
-            recorders.push(tokio::spawn(record(waiting, Arc::clone(&shared))));
+            recorders.push(tokio::spawn(record(
+                partition,
+                waiting,
+                Arc::clone(&shared),
+            )));
             acks.insert(partition, shared);
             queues.push(queue);
         }
-        let sender = tokio::spawn(send(producer, options, queues, stopped));
+        let behind_us = Arc::<AtomicU64>::default();
+        let behind = Arc::clone(&behind_us);
+        let sender = tokio::spawn(send(producer, options, queues, stopped, behind));
         Self {
             stop,
+            behind_us,
             acks,
-            sender,
+            sender: Some(sender),
             recorders,
+            history: History::new(),
         }
     }
 
@@ -114,19 +156,61 @@ impl Writer {
             .collect()
     }
 
+    /// Latencies and bytes count for records that are meant for this time or later.
+    pub fn measure_from(&self, at: Instant) {
+        for acks in self.acks.values() {
+            let mut acks = acks.lock();
+            acks.measure_from = Some(at);
+            acks.latencies = Latencies::default();
+            acks.bytes = 0;
+        }
+    }
+
+    pub(crate) fn measured(&self) -> Measured {
+        let mut measured = Measured {
+            behind: Duration::from_micros(self.behind_us.load(Ordering::Relaxed)),
+            ..Measured::default()
+        };
+        for acks in self.acks.values() {
+            let acks = acks.lock();
+            measured.latencies.add(&acks.latencies);
+            measured.bytes += acks.bytes;
+            if measured.first_error.is_none() {
+                measured.first_error.clone_from(&acks.first_error);
+            }
+        }
+        measured
+    }
+
+    /// The changes of leaders that acknowledgements after `since` have told of.
+    pub fn leader_changes(&self, since: Instant) -> Vec<LeaderChange> {
+        let partitions = self.acks.values();
+        partitions
+            .flat_map(|acks| acks.lock().changes.clone())
+            .filter(|change| change.next > since)
+            .collect()
+    }
+
+    /// Stops to write, and waits for every answer; [`finish`](Self::finish) does it too.
+    pub(crate) async fn settle(&mut self) -> Result<(), WriterFailed> {
+        self.stop.send_replace(true);
+        if let Some(sender) = self.sender.take() {
+            sender.await??;
+        }
+        for recorder in std::mem::take(&mut self.recorders) {
+            self.history.extend(recorder.await?);
+        }
+        Ok(())
+    }
+
     /// Stops writing, waits for every answer, and tells what was sent and acknowledged.
     ///
     /// # Errors
     /// [`WriterFailed`] where a record could not be taken at all, or a task died.
-    pub async fn finish(self) -> Result<History, WriterFailed> {
-        self.stop.send_replace(true);
-        self.sender.await??;
-        let mut history = History::new();
-        for recorder in self.recorders {
-            history.extend(recorder.await?);
-        }
-        history.sort_by_key(|sent| sent.number);
-        Ok(history)
+    pub async fn finish(mut self) -> Result<History, WriterFailed> {
+        self.settle().await?;
+        self.history.sort_by_key(|sent| sent.number);
+        Ok(self.history)
     }
 }
 
@@ -135,12 +219,15 @@ async fn send(
     options: WriterOptions,
     queues: Vec<mpsc::Sender<Waiting>>,
     stopped: watch::Receiver<bool>,
+    behind_us: Arc<AtomicU64>,
 ) -> Result<(), ClientError> {
     let mut pace = interval(options.every);
-    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let mut number = 0;
     while !*stopped.borrow() {
-        pace.tick().await;
+        let meant = pace.tick().await;
+        let behind = u64::try_from(meant.elapsed().as_micros()).unwrap_or(u64::MAX);
+        behind_us.fetch_max(behind, Ordering::Relaxed);
         for _ in 0..options.records {
             number += 1;
             let key = format!("key-{}", number % options.keys);
@@ -155,6 +242,7 @@ async fn send(
             let waiting = Waiting {
                 key,
                 number,
+                meant,
                 delivery,
             };
             if let Some(queue) = queues.get(partition.get() as usize) {
@@ -167,20 +255,23 @@ async fn send(
     Ok(())
 }
 
-async fn record(mut waiting: mpsc::Receiver<Waiting>, acks: Arc<Mutex<Acks>>) -> History {
+async fn record(
+    partition: PartitionId,
+    mut waiting: mpsc::Receiver<Waiting>,
+    acks: Arc<Mutex<Acks>>,
+) -> History {
     let mut history = History::new();
     while let Some(Waiting {
         key,
         number,
+        meant,
         delivery,
     }) = waiting.recv().await
     {
-        let acked = delivery.wait().await.ok();
-        if acked.is_some() {
-            let mut acks = acks.lock();
-            acks.count += 1;
-            acks.times.push(Instant::now());
-        }
+        let bytes = key.len() + number.to_string().len();
+        let result = delivery.wait().await;
+        acks.lock().note(partition, meant, bytes as u64, &result);
+        let acked = result.ok();
         let place = |acked: Acked| Some((acked.partition.get(), acked.offset?));
         history.push(Sent {
             key,
@@ -189,4 +280,68 @@ async fn record(mut waiting: mpsc::Receiver<Waiting>, acks: Arc<Mutex<Acks>>) ->
         });
     }
     history
+}
+
+impl Acks {
+    fn note(
+        &mut self,
+        partition: PartitionId,
+        meant: Instant,
+        bytes: u64,
+        result: &Result<Acked, ClientError>,
+    ) {
+        let acked = match result {
+            Ok(acked) => acked,
+            Err(error) => {
+                self.first_error.get_or_insert_with(|| error.clone());
+                return;
+            }
+        };
+        let now = Instant::now();
+        let before = self.leader_epoch.replace(acked.leader_epoch);
+        if let Some(last) = self.times.last().copied()
+            && before.is_some_and(|before| before < acked.leader_epoch)
+        {
+            self.changes.push(LeaderChange {
+                partition,
+                last,
+                next: now,
+            });
+        }
+        self.count += 1;
+        self.times.push(now);
+        if self.measure_from.is_none_or(|from| meant >= from) {
+            self.latencies.record(now.saturating_duration_since(meant));
+            self.bytes += bytes;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leader_change_lies_between_the_acknowledgements_around_it() {
+        let mut acks = Acks::default();
+        let at = |leader_epoch| {
+            Ok(Acked {
+                partition: PartitionId::new(3),
+                offset: Some(0),
+                leader_epoch,
+                replicas: 3,
+                fsynced: 3,
+            })
+        };
+        let meant = Instant::now();
+        for result in [at(1), at(1), Err(ClientError::Closed), at(4), at(4)] {
+            acks.note(PartitionId::new(3), meant, 10, &result);
+        }
+        let [change] = acks.changes[..] else {
+            panic!("{:?}", acks.changes);
+        };
+        assert_eq!((change.last, change.next), (acks.times[1], acks.times[2]));
+        assert_eq!((acks.count, acks.bytes, acks.latencies.count()), (4, 40, 4));
+        assert!(matches!(acks.first_error, Some(ClientError::Closed)));
+    }
 }
