@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use quorate_types::{Acks, Endpoint, NodeId};
 
+use crate::bench_args::BenchCommand;
 use crate::parse::{Start, config_pair, header_pair, start};
 use crate::server_args::ServerArgs;
 
@@ -87,6 +88,9 @@ pub enum Command {
     Produce(ProduceArgs),
     /// Read records
     Consume(ConsumeArgs),
+    /// Measure a cluster: throughput, latencies, gaps at a failover
+    #[command(subcommand)]
+    Bench(Box<BenchCommand>),
     /// Look at the cluster
     #[command(subcommand)]
     Cluster(ClusterCommand),

@@ -50,12 +50,19 @@ pub(crate) async fn answer(mut stream: UnixStream, text: &str) -> io::Result<()>
     stream.write_all(text.as_bytes()).await
 }
 
+/// The directory that was named, or that of the last started cluster.
+pub(crate) fn directory(named: Option<PathBuf>) -> io::Result<PathBuf> {
+    match named {
+        Some(directory) => Ok(directory),
+        None => Ok(PathBuf::from(
+            fs::read_to_string(note()).map_err(|_| nobody())?,
+        )),
+    }
+}
+
 /// Sends an action to the running cluster in `directory`, or to the last started.
-pub(crate) async fn send(directory: Option<PathBuf>, action: &str) -> io::Result<String> {
-    let directory = match directory {
-        Some(directory) => directory,
-        None => PathBuf::from(fs::read_to_string(note()).map_err(|_| nobody())?),
-    };
+pub(crate) async fn send(named: Option<PathBuf>, action: &str) -> io::Result<String> {
+    let directory = directory(named)?;
     let mut stream = UnixStream::connect(socket(&directory))
         .await
         .map_err(|_| nobody())?;

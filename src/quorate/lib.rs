@@ -1,6 +1,10 @@
 //! The `quorate` command: nodes, a whole local cluster, and everything that people ask of one.
 //! Also the one runner of local processes, [`LocalCluster`], for `quorate dev` and the tests.
 
+mod bench;
+mod bench_args;
+mod bench_failover;
+mod bench_report;
 mod cli;
 mod cluster;
 mod consume;
@@ -94,6 +98,7 @@ async fn run(global: Global, command: Command) -> Outcome {
         Command::Cluster(command) => cluster::run(&global, command).await,
         Command::Server(_) | Command::Completions { .. } => Ok(()),
         Command::Healthcheck(args) => healthcheck::run(&global, args).await,
+        Command::Bench(command) => bench::run(&global, *command).await,
     }
 }
 
