@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use quorate_client::{Client, ClientOptions, ConsumerOptions, ProducerOptions};
+use quorate_types::ErrorCode;
 use quorate_workload::{ConsumeOptions, LoadFailed, Monitor, Plan, ProduceOptions, Report};
 use serde_json::{Value, json};
+use tokio::time::{Instant, interval};
 
 use crate::bench_args::{
     BenchCommand, ConsumeBench, EndToEndBench, LengthArgs, ProduceBench, ReadArgs, TopicArgs,
@@ -17,6 +19,8 @@ use crate::cli::{AcksArg, Global};
 use crate::failure::{Failure, Outcome};
 use crate::{bench_failover, bench_report, told};
 
+/// A topic that was just made is known to every node after so long.
+const KNOWN: Duration = Duration::from_secs(2);
 /// Without --records a run is measured so long, with it at most so long.
 const DURATION: Duration = Duration::from_secs(10);
 const DURATION_OF_RECORDS: Duration = Duration::from_secs(600);
@@ -211,10 +215,20 @@ pub(crate) fn in_ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// What the topic is like, once it is there.
+/// What the topic is like. A node that is behind may not know it yet.
 pub(crate) async fn described(client: &Client, topic: &str) -> Result<Value, Failure> {
-    let found = client.describe_topic(topic).await;
-    let found = found.map_err(|error| told(format!("cannot describe topic {topic}"), &error))?;
+    let deadline = Instant::now() + KNOWN;
+    let mut again = interval(Duration::from_millis(20));
+    let found = loop {
+        again.tick().await;
+        match client.describe_topic(topic).await {
+            Ok(found) => break found,
+            Err(error)
+                if error.code() == Some(ErrorCode::UnknownTopicOrPartition)
+                    && Instant::now() < deadline => {}
+            Err(error) => return Err(told(format!("cannot describe topic {topic}"), &error)),
+        }
+    };
     let replicas = found.partitions.first().map_or(0, |p| p.replicas.len());
     Ok(json!({
         "topic": topic,
