@@ -4,10 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-
-use crate::cli::{AcksArg, CompressionArg};
 use quorate_config::parse_duration as duration;
 
+use crate::cli::{AcksArg, CompressionArg};
 use crate::parse::config_pair;
 
 /// No run is longer.

@@ -145,9 +145,11 @@ impl Report {
             self.records_per_second = self.records as f64 / self.seconds;
             self.mb_per_second = bytes as f64 / 1e6 / self.seconds;
         }
-        let per_gb = |seconds: f64| (bytes > 0).then(|| seconds / (bytes as f64 / 1e9));
-        self.cpu_seconds_per_gb = per_gb(self.cpu_seconds);
-        self.nodes_cpu_seconds_per_gb = self.nodes_cpu_seconds.and_then(per_gb);
+        let gb = (bytes > 0).then_some(bytes as f64 / 1e9);
+        self.cpu_seconds_per_gb = gb.map(|gb| self.cpu_seconds / gb);
+        self.nodes_cpu_seconds_per_gb = gb
+            .zip(self.nodes_cpu_seconds)
+            .map(|(gb, seconds)| seconds / gb);
     }
 }
 
