@@ -32,7 +32,7 @@ impl Positions {
         out
     }
 
-    fn decode(record: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(record: &[u8]) -> Option<Self> {
         let (body, stored) = record.split_at_checked(28)?;
         if stored != crc(body).to_be_bytes() || body[0] != VERSION {
             return None;
@@ -57,7 +57,7 @@ impl Positions {
     }
 }
 
-fn crc(bytes: &[u8]) -> u32 {
+pub(crate) fn crc(bytes: &[u8]) -> u32 {
     crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
 
@@ -76,6 +76,25 @@ pub(crate) fn unframe(file: &[u8]) -> Option<&[u8]> {
     let (framed, stored) = file.split_last_chunk::<4>()?;
     let (head, body) = framed.split_first_chunk::<4>()?;
     (u32::from_be_bytes(*stored) == crc(framed) && head[0] == VERSION).then_some(body)
+}
+
+/// What is wrong with a framed file, and where in it; none where nothing is. A checksum that does
+/// not fit is at 0: it may be any byte.
+pub(crate) fn frame_fault(file: &[u8]) -> Option<(u64, String)> {
+    if unframe(file).is_some() {
+        return None;
+    }
+    let Some((framed, stored)) = file.split_last_chunk::<4>().filter(|(f, _)| f.len() >= 4) else {
+        let what = format!("{} bytes, cut off: it has 8 at least", file.len());
+        return Some((file.len() as u64, what));
+    };
+    let (stored, computed) = (u32::from_be_bytes(*stored), crc(framed));
+    Some(if stored == computed {
+        (0, format!("format version {} is not known", framed[0]))
+    } else {
+        let what = format!("CRC-32C is {computed:08x}, the file says {stored:08x}");
+        (0, what)
+    })
 }
 
 pub(crate) fn encode_epochs(epochs: &LeaderEpochCache) -> Vec<u8> {

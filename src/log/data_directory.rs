@@ -20,8 +20,9 @@ use crate::identity::{META, Meta, count_start, note_boot, take_clean_mark, write
 use crate::open::RecoveryContext;
 use crate::os_dir::{OsDir, SlowDir};
 
-const LOGS: &str = "logs";
-const DELETED: &str = ".deleted-";
+pub(crate) const LOCK: &str = ".lock";
+pub(crate) const LOGS: &str = "logs";
+pub(crate) const DELETED: &str = ".deleted-";
 
 /// A partition found in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -237,7 +238,7 @@ impl DataDirectory {
 }
 
 fn lock(root: &Path) -> Result<Flock<File>, String> {
-    let path = root.join(".lock");
+    let path = root.join(LOCK);
     let file = OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -258,7 +259,7 @@ fn boot_id() -> BootId {
 }
 
 /// `<topic>-<partition>.<topic id>`
-fn parse_name(name: &str) -> Option<(TopicName, TopicPartition)> {
+pub(crate) fn parse_name(name: &str) -> Option<(TopicName, TopicPartition)> {
     let (place, topic_id) = name.rsplit_once('.')?;
     let (topic, partition) = place.rsplit_once('-')?;
     let topic_id: TopicId = topic_id.parse().ok()?;

@@ -5,13 +5,14 @@ use std::io;
 
 use quorate_types::{BootId, BrokerEpoch, ClusterId, DirectoryId, NodeId};
 
-use crate::checkpoint::{frame, unframe};
+use crate::checkpoint::{crc, frame, unframe};
 use crate::dir::{Dir, read_file, replace_file};
 
 pub(crate) const META: &str = "meta.properties";
 pub(crate) const STARTS: &str = "start-count";
 pub(crate) const CLEAN: &str = "clean-shutdown";
 const FORMAT: &str = "1";
+const CRC_KEY: &str = "crc=";
 
 /// What `meta.properties` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,10 +31,13 @@ impl Meta {
         if let Some(cluster) = self.cluster {
             text.push_str(&format!("cluster.id={cluster}\n"));
         }
+        let crc = crc(text.as_bytes());
+        text.push_str(&format!("{CRC_KEY}{crc:08x}\n"));
         text
     }
 
-    /// Reads the file's text; the error says which line is wrong.
+    /// Reads the file's text; the error says which line is wrong. Its last line is the CRC-32C of
+    /// those before: an id with one digit changed is an id too, and the node would speak under it.
     pub(crate) fn from_text(text: &str) -> Result<Self, String> {
         let value = |key: &str| {
             text.lines()
@@ -47,6 +51,16 @@ impl Meta {
             return Err(format!(
                 "format version {version} is not known to this program"
             ));
+        }
+        let changed = || {
+            "the crc in its last line does not fit the lines before: the file was changed or \
+             damaged; put it back as it was, or empty the whole data directory so that the node \
+             joins as a new member"
+                .to_owned()
+        };
+        let body = text.find(CRC_KEY).map_or(text, |at| &text[..at]);
+        if text[body.len()..] != format!("{CRC_KEY}{:08x}\n", crc(body.as_bytes())) {
+            return Err(changed());
         }
         let wrong = |key: &str| format!("{key} is not readable");
         Ok(Self {
@@ -88,7 +102,7 @@ pub(crate) fn write_clean_mark<D: Dir>(dir: &D, epoch: BrokerEpoch) -> io::Resul
     replace_file(dir, ".", CLEAN, &frame(&epoch.get().to_be_bytes()))
 }
 
-const BOOT: &str = "boot-id";
+pub(crate) const BOOT: &str = "boot-id";
 
 /// Notes the machine's present boot; gives the one noted before.
 pub(crate) fn note_boot<D: Dir>(dir: &D, boot: BootId) -> io::Result<Option<BootId>> {
@@ -100,4 +114,29 @@ pub(crate) fn note_boot<D: Dir>(dir: &D, boot: BootId) -> io::Result<Option<Boot
         replace_file(dir, ".", BOOT, &frame(boot.as_bytes()))?;
     }
     Ok(before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_identity_is_read_back_and_never_from_a_changed_file() {
+        let meta = Meta {
+            node: NodeId::new(3),
+            directory: DirectoryId::from_bytes([7; 16]),
+            cluster: Some(ClusterId::from_bytes([9; 16])),
+        };
+        let text = meta.to_text();
+        assert_eq!(Meta::from_text(&text), Ok(meta));
+        for at in 0..text.len() {
+            for bit in 0..7 {
+                let mut changed = text.clone().into_bytes();
+                changed[at] ^= 1 << bit;
+                let changed = String::from_utf8(changed).unwrap();
+                assert!(Meta::from_text(&changed).is_err(), "{changed}");
+            }
+            assert!(Meta::from_text(&text[..at]).is_err(), "cut at {at}");
+        }
+    }
 }

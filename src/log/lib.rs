@@ -9,9 +9,13 @@ mod checkpoint;
 mod data_directory;
 mod dir;
 mod error;
+mod finding;
 mod flush;
 mod identity;
 mod metrics;
+mod offline;
+#[cfg(test)]
+mod offline_tests;
 mod open;
 mod os_dir;
 mod partition_log;
@@ -20,13 +24,24 @@ mod segment;
 #[cfg(test)]
 mod tests;
 mod truncate;
+mod verify;
+mod verify_directory;
+mod verify_files;
+mod view;
+mod walk;
 
 pub use data_directory::{DataDirectory, FoundPartition};
 pub use dir::{Dir, DirFile, Entry, OpenMode};
 pub use error::{LogError, ReadError};
+pub use finding::{Finding, Findings, Severity};
 pub use flush::{FlushDone, FlushTicket, Flusher};
 pub use metrics::describe as describe_metrics;
+pub use offline::{Offline, OfflinePartition, OfflineTarget};
 pub use open::{RecoveryContext, RecoveryReport};
 pub use os_dir::{OsDir, OsFile, SlowDir, SlowFile};
 pub use partition_log::{LogOptions, PartitionLog};
 pub use reader::LogReader;
+pub use verify::{Checked, verify_partition};
+pub use verify_directory::{DirectoryFacts, verify_directory};
+pub use view::{PartitionFiles, StoredPositions};
+pub use walk::{Piece, SegmentWalk, segments};

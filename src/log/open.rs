@@ -363,7 +363,7 @@ impl<D: Dir> Opening<'_, D> {
     }
 }
 
-fn next_batch<F: DirFile>(
+pub(crate) fn next_batch<F: DirFile>(
     file: &F,
     path: &str,
     position: u64,

@@ -43,6 +43,11 @@ impl Index {
         self.max_timestamp = self.max_timestamp.max(Some(header.max_timestamp));
     }
 
+    /// Its entries, in order.
+    pub(crate) fn entries(&self) -> &[IndexEntry] {
+        &self.entries
+    }
+
     /// Position of the last indexed batch that begins at or below `offset`.
     pub(crate) fn position_of(&self, offset: Offset) -> u64 {
         let next = self.entries.partition_point(|entry| entry.offset <= offset);

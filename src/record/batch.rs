@@ -112,6 +112,13 @@ impl Batch {
         self.header.leader_epoch
     }
 
+    /// Whether it has a place as [`Self::stamped`] gives it. A producer's batch names no leader
+    /// epoch (−1), and one of a log always does.
+    pub fn is_stamped(&self) -> bool {
+        let epoch = self.header.leader_epoch.to_signed().to_be_bytes();
+        self.bytes[LEADER_EPOCH_AT..LEADER_EPOCH_AT + 4] == epoch
+    }
+
     /// The batch with the place that a leader gives it (R1). Both fields are outside the CRC. The
     /// bytes are copied where others hold them too.
     #[must_use]

@@ -82,6 +82,18 @@ pub enum SequenceError {
     },
 }
 
+/// What is remembered of one producer, to be shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProducerState {
+    /// The producer.
+    pub id: ProducerId,
+    /// Its newest instance.
+    pub epoch: ProducerEpoch,
+    /// Its last batches, oldest first, five at most: sequence of the first record, how many
+    /// records, offset of the first.
+    pub last: Vec<(Sequence, u32, Offset)>,
+}
+
 /// The producers of one partition. Deterministic: equal logs give equal states.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ProducerStates {
@@ -190,6 +202,19 @@ impl ProducerStates {
     /// Whether none is known.
     pub fn is_empty(&self) -> bool {
         self.producers.is_empty()
+    }
+
+    /// All of them, by their ids.
+    pub fn iter(&self) -> impl Iterator<Item = ProducerState> + '_ {
+        self.producers.iter().map(|(id, producer)| ProducerState {
+            id: *id,
+            epoch: producer.epoch,
+            last: producer
+                .last
+                .iter()
+                .map(|batch| (batch.base_sequence, batch.record_count, batch.base_offset))
+                .collect(),
+        })
     }
 
     /// The state as bytes, for snapshots; framing and checksum are the file's.

@@ -1,0 +1,189 @@
+//! A segment batch by batch, also past damage: where no batch can be read the walk looks for the
+//! next one that is whole. One batch is in memory at a time. Batches are read as a start of the
+//! node reads them (`open::next_batch`).
+
+use quorate_record::{Batch, BatchError, BatchHeader, HEADER_LEN};
+use quorate_types::Offset;
+
+use crate::dir::{Dir, DirFile, OpenMode};
+use crate::error::{LogError, at};
+use crate::open::next_batch;
+use crate::segment::{base_of, file_name};
+
+/// No batch is larger: `max.message.bytes` ends at 64 MiB.
+const BATCH_MAX: u64 = 65 << 20;
+/// Bytes read at a time while the next batch is looked for.
+const BLOCK: usize = 64 << 10;
+/// So many places that look like a header are tried before the rest of a file is given up.
+const TRIES: usize = 1024;
+
+/// A part of a segment.
+#[derive(Debug)]
+pub enum Piece {
+    /// A batch whose length, magic, CRC and record count hold.
+    Batch {
+        /// Where it begins, in bytes.
+        position: u64,
+        /// The batch.
+        batch: Batch,
+    },
+    /// Bytes that are no batch.
+    Damage {
+        /// Where they begin, in bytes.
+        position: u64,
+        /// Where the next whole batch begins, or the file ends.
+        until: u64,
+        /// Why the first of them begins no batch.
+        error: BatchError,
+        /// The header there, where at least that is one.
+        header: Option<BatchHeader>,
+    },
+}
+
+/// Walks over one segment.
+pub struct SegmentWalk<F> {
+    file: F,
+    path: String,
+    base: Offset,
+    length: u64,
+    position: u64,
+}
+
+/// The first offsets of a partition's segments, rising.
+///
+/// # Errors
+/// Of the disk.
+pub fn segments<D: Dir>(dir: &D, folder: &str) -> Result<Vec<Offset>, LogError> {
+    let names = dir.list(folder).map_err(at(folder))?;
+    Ok(names
+        .iter()
+        .filter_map(|entry| base_of(&entry.name, "log"))
+        .collect())
+}
+
+impl<F: DirFile> SegmentWalk<F> {
+    /// Begins at the start of the segment `base` in `folder`.
+    ///
+    /// # Errors
+    /// Of the disk.
+    pub fn open<D: Dir<File = F>>(dir: &D, folder: &str, base: Offset) -> Result<Self, LogError> {
+        let path = format!("{folder}/{}", file_name(base, "log"));
+        let file = dir.open(&path, OpenMode::Read).map_err(at(&path))?;
+        let length = file.len().map_err(at(&path))?;
+        Ok(Self {
+            file,
+            path,
+            base,
+            length,
+            position: 0,
+        })
+    }
+
+    /// Bytes in the file.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// The file, relative to the tree.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The next part; none at the end.
+    ///
+    /// # Errors
+    /// Of the disk.
+    pub fn next_piece(&mut self) -> Result<Option<Piece>, LogError> {
+        if self.position >= self.length {
+            return Ok(None);
+        }
+        let position = self.position;
+        match self.batch_at(position)? {
+            Ok(batch) => {
+                self.position += batch.size() as u64;
+                Ok(Some(Piece::Batch { position, batch }))
+            }
+            Err(error) => {
+                let header = self.header_at(position)?;
+                let until = self.resume_after(position, header.as_ref())?;
+                self.position = until;
+                Ok(Some(Piece::Damage {
+                    position,
+                    until,
+                    error,
+                    header,
+                }))
+            }
+        }
+    }
+
+    fn header_at(&self, position: u64) -> Result<Option<BatchHeader>, LogError> {
+        let mut head = [0; HEADER_LEN];
+        let read = self.file.read_at(&mut head, position);
+        let read = read.map_err(at(&self.path))?;
+        Ok(BatchHeader::read(&head[..read]).ok())
+    }
+
+    fn batch_at(&self, position: u64) -> Result<Result<Batch, BatchError>, LogError> {
+        let mut head = [0; HEADER_LEN];
+        let read = self.file.read_at(&mut head, position);
+        let read = read.map_err(at(&self.path))?;
+        // A length that only damage explains takes no memory.
+        if let Ok(size) = BatchHeader::size_of(&head[..read])
+            && size as u64 > BATCH_MAX
+            && size as u64 <= self.length - position
+        {
+            return Ok(Err(BatchError::Length(
+                i32::try_from(size).unwrap_or(i32::MAX),
+            )));
+        }
+        next_batch(&self.file, &self.path, position, self.length)
+    }
+
+    /// Where the next whole batch begins after damage: first where the damaged one says that it
+    /// ends, then anywhere.
+    fn resume_after(&self, damage: u64, header: Option<&BatchHeader>) -> Result<u64, LogError> {
+        if let Some(header) = header {
+            let next = damage + header.size as u64;
+            if next < self.length && self.plausible(next)? {
+                return Ok(next);
+            }
+        }
+        let mut tries = 0;
+        let mut start = damage + 1;
+        while start + HEADER_LEN as u64 <= self.length {
+            let want = BLOCK.min((self.length - start) as usize);
+            let mut block = vec![0; want];
+            let read = self.file.read_at(&mut block, start);
+            let read = read.map_err(at(&self.path))?;
+            let Some(last) = read.checked_sub(HEADER_LEN) else {
+                break;
+            };
+            for inner in 0..=last {
+                let Ok(header) = BatchHeader::read(&block[inner..inner + HEADER_LEN]) else {
+                    continue;
+                };
+                let position = start + inner as u64;
+                if header.base_offset < self.base
+                    || header.size as u64 > (self.length - position).min(BATCH_MAX)
+                {
+                    continue;
+                }
+                tries += 1;
+                if tries > TRIES {
+                    return Ok(self.length);
+                }
+                if self.plausible(position)? {
+                    return Ok(position);
+                }
+            }
+            start += last as u64 + 1;
+        }
+        Ok(self.length)
+    }
+
+    fn plausible(&self, position: u64) -> Result<bool, LogError> {
+        let batch = self.batch_at(position)?;
+        Ok(batch.is_ok_and(|batch| batch.base_offset() >= self.base))
+    }
+}
