@@ -16,7 +16,7 @@ use bytes::Bytes;
 use crate::codec::{self, decode_entry};
 use crate::ids::{Entry, RaftLogId, Vote};
 
-const SEGMENT: usize = 2 << 20;
+pub(crate) const SEGMENT: usize = 2 << 20;
 /// A page has 16 values at most before it is split; sled's limit for a page is SEGMENT / 4.
 const PIECE: usize = 16 << 10;
 const CACHE: u64 = 4 << 20;
@@ -117,6 +117,63 @@ impl Disk {
         }
         let found = disk.find()?;
         Ok((Arc::new(disk), found))
+    }
+
+    /// Opens a copy, to be read: nothing is checked, removed or synced. sled itself recovers, and
+    /// writes while it does: never on the original.
+    pub(crate) fn open_copy(path: &Path) -> io::Result<Self> {
+        let config = sled::Config::new()
+            .path(path)
+            .flush_every_ms(None)
+            .cache_capacity(CACHE)
+            .segment_size(SEGMENT);
+        let db = open_when_free(&config).map_err(other)?;
+        Ok(Self {
+            log: db.open_tree("log").map_err(other)?,
+            marks: db.open_tree("marks").map_err(other)?,
+            file: File::open(path.join("db"))?,
+            db,
+        })
+    }
+
+    /// The marks as they are, without a look at the log.
+    pub(crate) fn marks(&self) -> io::Result<Found> {
+        Ok(Found {
+            vote: self.mark(VOTE)?,
+            committed: self.mark(COMMITTED)?,
+            purged: self.mark(PURGED)?,
+            last: None,
+        })
+    }
+
+    /// Every entry by its index, one after the other in memory: its bytes, and what they say.
+    pub(crate) fn each_entry(
+        &self,
+        mut visit: impl FnMut(u64, usize, io::Result<Entry>) -> bool,
+    ) -> io::Result<()> {
+        let mut current: Option<(u64, Vec<u8>)> = None;
+        let mut tell = |index, whole: Vec<u8>| {
+            let size = whole.len();
+            visit(index, size, decode_entry(Bytes::from(whole)))
+        };
+        for pair in self.log.iter() {
+            let (found, value) = pair.map_err(other)?;
+            let index = index_of(&found)?;
+            match &mut current {
+                Some((at, whole)) if *at == index => whole.extend_from_slice(&value),
+                _ => {
+                    if let Some((at, whole)) = current.replace((index, value.to_vec()))
+                        && !tell(at, whole)
+                    {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        if let Some((at, whole)) = current {
+            tell(at, whole);
+        }
+        Ok(())
     }
 
     fn mark<T: serde::de::DeserializeOwned>(&self, name: &[u8]) -> io::Result<Option<T>> {

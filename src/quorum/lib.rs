@@ -14,6 +14,9 @@ mod failover;
 mod handle;
 mod ids;
 mod in_flight;
+mod inspect;
+#[cfg(test)]
+mod inspect_tests;
 mod log_store;
 mod membership;
 mod network;
@@ -22,13 +25,14 @@ mod peers;
 mod propose;
 mod quorum;
 mod service;
+mod sled_tail;
 mod snapshots;
 mod state_machine;
 mod view;
 mod writer;
 
 #[cfg(test)]
-mod store_tests;
+pub(crate) mod store_tests;
 #[cfg(test)]
 mod sync_trace_tests;
 
@@ -36,6 +40,9 @@ pub use config::{QuorumConfig, QuorumError};
 pub use core::{Gone, Leadership};
 pub use handle::{QuorumDescription, QuorumHandle, QuorumMember};
 pub use ids::{InvalidRaftId, RaftId};
+pub use inspect::{
+    EntryLines, InspectError, MetadataCopy, MetadataEntry, MetadataMember, MetadataSummary,
+};
 pub use propose::{ProposeError, ReadIndexError};
 pub use quorum::Quorum;
 pub use service::RaftService;

@@ -66,6 +66,19 @@ impl Snapshots {
         Ok(found.into_iter().rev().map(|(_, path)| path).collect())
     }
 
+    /// Every file by its name, the newest first, and what it says.
+    pub(crate) fn check(&self) -> io::Result<Vec<(String, io::Result<StoredSnapshot>)>> {
+        let files = self.files()?;
+        let read = |path: &PathBuf| fs::read(path).and_then(|bytes| parse(&bytes));
+        Ok(files
+            .iter()
+            .map(|path| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                (name.into_owned(), read(path))
+            })
+            .collect())
+    }
+
     /// The newest snapshot that is whole.
     pub(crate) fn load(&self) -> io::Result<Option<StoredSnapshot>> {
         for path in self.files()? {

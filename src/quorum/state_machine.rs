@@ -28,7 +28,7 @@ pub(crate) struct StateMachine {
     view: Arc<View>,
 }
 
-fn position(id: &RaftLogId) -> LogId {
+pub(crate) fn position(id: &RaftLogId) -> LogId {
     LogId {
         term: Term::new(id.committed_leader_id().term),
         index: RaftIndex::new(id.index),
@@ -75,7 +75,17 @@ impl StateMachine {
         }
     }
 
-    fn apply_entry(
+    /// The image so far.
+    pub(crate) fn image(&self) -> &MetadataImage {
+        &self.image
+    }
+
+    /// Who takes part, as of the last entry.
+    pub(crate) fn membership(&self) -> &StoredMembership {
+        &self.membership
+    }
+
+    pub(crate) fn apply_entry(
         &mut self,
         id: RaftLogId,
         payload: EntryPayload<crate::ids::Proposal, crate::ids::RaftId, crate::ids::Peer>,

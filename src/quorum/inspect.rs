@@ -1,0 +1,568 @@
+//! The metadata of a stopped node, read without changing it. sled 0.34 cannot open a file only to
+//! read it: it recovers, and writes while it does. So `DATA/metadata` is copied to a temporary
+//! directory (`TMPDIR`), and the copy is opened.
+
+use std::any::Any;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use openraft::EntryPayload;
+use quorate_log::{Findings, Severity};
+use quorate_metadata::{Envelope, LogId, MetadataImage};
+use tempfile::TempDir;
+
+use crate::disk::{Disk, Found};
+use crate::ids::{Entry, RaftId, RaftLogId, StoredMembership};
+use crate::sled_tail::{Tail, TailKind, left_away};
+use crate::snapshots::Snapshots;
+use crate::state_machine::{StateMachine, position};
+
+/// No larger metadata is copied, in bytes.
+const COPY_MAX: u64 = 4 << 30;
+/// sled has so long to open a damaged file or to read it.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Entries read ahead of whoever prints them.
+const AHEAD: usize = 64;
+const DB: &str = "metadata/log/db";
+
+/// Why metadata cannot be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    /// There is more than is copied.
+    #[error(
+        "{path} has {bytes} bytes; more than {COPY_MAX} are not copied, and only a copy can be read \
+         without changing it"
+    )]
+    TooLarge {
+        /// The directory.
+        path: PathBuf,
+        /// Bytes in it.
+        bytes: u64,
+    },
+    /// The copy could not be made.
+    #[error(
+        "{path} cannot be copied to a temporary directory: {source} (TMPDIR says where that is)"
+    )]
+    Copy {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A member of the quorum as the metadata names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetadataMember {
+    /// Node and directory.
+    pub id: RaftId,
+    /// Where other nodes reach it.
+    pub address: String,
+    /// Whether it votes.
+    pub voter: bool,
+}
+
+/// What the metadata says.
+#[derive(Debug, Clone, Default)]
+pub struct MetadataSummary {
+    /// The vote: term, for whom, and whether that one leads.
+    pub vote: Option<String>,
+    /// Known to be committed.
+    pub committed: Option<LogId>,
+    /// Everything up to here is only in the snapshot.
+    pub purged: Option<LogId>,
+    /// Index of the first entry.
+    pub first: Option<u64>,
+    /// The last entry.
+    pub last: Option<LogId>,
+    /// How many entries there are.
+    pub entries: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// The newest whole snapshot: its file, what it covers, bytes of its image.
+    pub snapshot: Option<(String, Option<LogId>, u64)>,
+    /// Who takes part, as of the last entry that counts.
+    pub members: Vec<MetadataMember>,
+    /// The snapshot with every entry applied that is known to be committed.
+    pub image: MetadataImage,
+}
+
+/// One entry of the Raft log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetadataEntry {
+    /// Its index.
+    pub index: u64,
+    /// Its term; none where it cannot be read.
+    pub term: Option<u64>,
+    /// Its bytes.
+    pub bytes: u64,
+    /// `blank`, `membership`, `commands` or `unreadable`.
+    pub kind: &'static str,
+    /// What it says, in words.
+    pub what: String,
+}
+
+/// A copy of a node's metadata, removed when this goes.
+pub struct MetadataCopy {
+    copy: TempDir,
+    summary: MetadataSummary,
+    disk: Option<Arc<Disk>>,
+}
+
+/// Runs what sled may never finish, or panic in, where its file is damaged.
+fn guarded<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    let (done, result) = mpsc::sync_channel(1);
+    let thread = std::thread::Builder::new()
+        .name("metadata-reader".to_owned())
+        .spawn(move || {
+            // Nobody waits any more once the patience is at an end.
+            let _ = done.send(work());
+        })
+        .map_err(|error| error.to_string())?;
+    match result.recv_timeout(PATIENCE) {
+        Ok(value) => Ok(value),
+        Err(mpsc::RecvTimeoutError::Timeout) => {
+            Err(format!("sled has not read it within {PATIENCE:?}"))
+        }
+        Err(mpsc::RecvTimeoutError::Disconnected) => Err(match thread.join() {
+            Err(panic) => format!("sled panicked: {}", panic_text(&*panic)),
+            Ok(()) => "sled gave no answer".to_owned(),
+        }),
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("without a word").to_owned()
+}
+
+fn size_of(path: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let meta = entry.metadata()?;
+        bytes += if meta.is_dir() {
+            size_of(&entry.path())?
+        } else {
+            meta.len()
+        };
+    }
+    Ok(bytes)
+}
+
+fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_tree(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
+impl MetadataCopy {
+    /// Copies the metadata of the data directory `data`, reads all of it, and says what is wrong
+    /// with it; files are named relative to `data`.
+    ///
+    /// # Errors
+    /// [`InspectError`] where no copy can be made.
+    pub fn open(data: &Path, findings: &mut Findings) -> Result<Self, InspectError> {
+        let path = data.join("metadata");
+        let failed = |source| InspectError::Copy {
+            path: path.clone(),
+            source,
+        };
+        let bytes = size_of(&path).map_err(failed)?;
+        if bytes > COPY_MAX {
+            return Err(InspectError::TooLarge { path, bytes });
+        }
+        let copy = tempfile::Builder::new()
+            .prefix("quorate-metadata-")
+            .tempdir()
+            .map_err(failed)?;
+        copy_tree(&path, copy.path()).map_err(failed)?;
+        strays(&path, findings);
+        let mut opened = Self {
+            copy,
+            summary: MetadataSummary::default(),
+            disk: None,
+        };
+        opened.read(&path, findings);
+        Ok(opened)
+    }
+
+    /// What it says.
+    pub fn summary(&self) -> &MetadataSummary {
+        &self.summary
+    }
+
+    /// Every entry, in order.
+    pub fn entries(&self) -> EntryLines {
+        let (lines, received) = mpsc::sync_channel(AHEAD);
+        if let Some(disk) = self.disk.clone() {
+            let spawned = std::thread::Builder::new()
+                .name("metadata-reader".to_owned())
+                .spawn(move || {
+                    let told = disk.each_entry(|index, bytes, entry| {
+                        lines.send(describe(index, bytes as u64, entry)).is_ok()
+                    });
+                    if let Err(error) = told {
+                        tracing::error!(%error, "the metadata log cannot be read to its end");
+                    }
+                });
+            if let Err(error) = spawned {
+                tracing::error!(%error, "no thread to read the metadata log");
+            }
+        }
+        EntryLines(received)
+    }
+
+    fn read(&mut self, original: &Path, findings: &mut Findings) {
+        let snapshots = self.copy.path().join("snapshots");
+        let machine = read_snapshots(&snapshots, &mut self.summary, findings);
+        let log = self.copy.path().join("log");
+        if !log.join("db").is_file() {
+            let what = "is missing: the Raft log and the vote are gone; the node does not start \
+                        where meta.properties names a cluster";
+            findings.add(Severity::Corruption, DB, None, None, what);
+            return;
+        }
+        let opening = log.clone();
+        let mut machine = match machine {
+            Some(machine) => machine,
+            None => return,
+        };
+        let disk = match guarded(move || Disk::open_copy(&opening)) {
+            Ok(Ok(disk)) => Arc::new(disk),
+            Ok(Err(error)) => return unreadable(findings, &error.to_string()),
+            Err(error) => return unreadable(findings, &error),
+        };
+        match left_away(&original.join("log").join("db"), &log) {
+            Ok(None) => {}
+            Ok(Some(tail)) => tell_tail(&tail, findings),
+            Err(error) => unreadable(findings, &error.to_string()),
+        }
+        let reading = disk.clone();
+        let read = guarded(move || {
+            let mut log = LogCheck::default();
+            let marks = reading.marks();
+            let read = marks.and_then(|marks| {
+                log.summary.note(&marks);
+                reading.each_entry(|index, bytes, entry| {
+                    log.entry(index, bytes as u64, entry, &marks, &mut machine);
+                    true
+                })?;
+                log.finish(&marks, machine.applied());
+                Ok(())
+            });
+            log.summary.members = members(machine.membership());
+            log.summary.image = machine.image().clone();
+            (log, read)
+        });
+        match read {
+            Ok((log, read)) => {
+                let snapshot = self.summary.snapshot.take();
+                self.summary = MetadataSummary {
+                    snapshot,
+                    ..log.summary
+                };
+                for (severity, what) in log.wrong {
+                    findings.add(severity, DB, None, None, what);
+                }
+                if let Err(error) = read {
+                    unreadable(findings, &error.to_string());
+                }
+                self.disk = Some(disk);
+            }
+            Err(error) => unreadable(findings, &error),
+        }
+    }
+}
+
+/// The entries of the Raft log, read by a thread of their own.
+pub struct EntryLines(mpsc::Receiver<MetadataEntry>);
+
+impl Iterator for EntryLines {
+    type Item = MetadataEntry;
+
+    fn next(&mut self) -> Option<MetadataEntry> {
+        self.0.recv().ok()
+    }
+}
+
+fn unreadable(findings: &mut Findings, error: &str) {
+    let what = format!("the Raft log cannot be read: {error}. The node does not start");
+    findings.add(Severity::Corruption, DB, 0, None, what);
+}
+
+fn tell_tail(tail: &Tail, findings: &mut Findings) {
+    let (severity, what) = match tail.kind {
+        TailKind::Dropped(at) => (
+            Severity::Corruption,
+            format!(
+                "what is here cannot be read, but whole messages follow, from position {at} on. \
+                 sled takes its log for ended here: the next start forgets votes and entries that \
+                 were written after"
+            ),
+        ),
+        TailKind::UnfinishedBatch => (
+            Severity::TornTail,
+            "the last entries were not written whole: the next start goes on without them"
+                .to_owned(),
+        ),
+        TailKind::Unfinished => (
+            Severity::TornTail,
+            "the last write is not whole: the next start goes on without it".to_owned(),
+        ),
+    };
+    findings.add(severity, DB, tail.position, None, what);
+}
+
+fn strays(path: &Path, findings: &mut Findings) {
+    let names = |folder: &str| -> Vec<String> {
+        let listed = fs::read_dir(path.join(folder));
+        let mut names: Vec<String> = listed
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    };
+    for name in names(".") {
+        if name != "log" && name != "snapshots" {
+            let file = format!("metadata/{name}");
+            findings.add(Severity::Note, &file, None, None, "is no part of metadata");
+        }
+    }
+    for name in names("log") {
+        let known = ["db", "conf", "blobs"].contains(&name.as_str()) || name.starts_with("snap.");
+        if !known {
+            let file = format!("metadata/log/{name}");
+            findings.add(Severity::Note, &file, None, None, "is no file of sled's");
+        }
+    }
+    for name in names("snapshots") {
+        let what = match name.as_str() {
+            "unfinished" => "was being written when the node ended: the next start removes it",
+            name if name.starts_with("snapshot-") => continue,
+            _ => "is no snapshot: nobody reads it",
+        };
+        let file = format!("metadata/snapshots/{name}");
+        findings.add(Severity::Note, &file, None, None, what);
+    }
+}
+
+/// Checks every snapshot file and begins a state machine with the newest whole one.
+fn read_snapshots(
+    path: &Path,
+    summary: &mut MetadataSummary,
+    findings: &mut Findings,
+) -> Option<StateMachine> {
+    const FOLDER: &str = "metadata/snapshots";
+    let checked = Snapshots::open(path.to_owned()).and_then(|snapshots| {
+        for (name, stored) in snapshots.check()? {
+            let file = format!("{FOLDER}/{name}");
+            match stored {
+                Ok(stored) => {
+                    let covers = stored.meta.last_log_id.as_ref().map(position);
+                    let whole = (name, covers, stored.image.len() as u64);
+                    summary.snapshot.get_or_insert(whole);
+                }
+                Err(error) => {
+                    let what = format!("{error}: the next start takes an older one, or none");
+                    findings.add(Severity::Corruption, &file, 0, None, what);
+                }
+            }
+        }
+        StateMachine::open(snapshots)
+    });
+    match checked {
+        Ok((machine, _view)) => Some(machine),
+        Err(error) => {
+            let what = format!("{error}. The node does not start");
+            findings.add(Severity::Corruption, FOLDER, 0, None, what);
+            None
+        }
+    }
+}
+
+impl MetadataSummary {
+    fn note(&mut self, marks: &Found) {
+        self.vote = marks.vote.as_ref().map(ToString::to_string);
+        self.committed = marks.committed.as_ref().map(position);
+        self.purged = marks.purged.as_ref().map(position);
+    }
+}
+
+fn members(stored: &StoredMembership) -> Vec<MetadataMember> {
+    let membership = stored.membership();
+    let voters: Vec<RaftId> = membership.voter_ids().collect();
+    membership
+        .nodes()
+        .map(|(id, peer)| MetadataMember {
+            id: *id,
+            address: peer.address.clone(),
+            voter: voters.contains(id),
+        })
+        .collect()
+}
+
+/// Follows the entries: one after the other, terms that do not fall, all readable.
+#[derive(Default)]
+struct LogCheck {
+    summary: MetadataSummary,
+    wrong: Vec<(Severity, String)>,
+    /// Applying stopped: the image would not be what the node has.
+    stopped: bool,
+}
+
+/// What is wrong with entries is told so often.
+const TOLD: usize = 20;
+
+impl LogCheck {
+    fn wrong(&mut self, what: String) {
+        if self.wrong.len() < TOLD {
+            self.wrong.push((Severity::Corruption, what));
+        }
+    }
+
+    fn entry(
+        &mut self,
+        index: u64,
+        bytes: u64,
+        entry: io::Result<Entry>,
+        marks: &Found,
+        machine: &mut StateMachine,
+    ) {
+        let purged = marks.purged.as_ref().map(|purged| purged.index);
+        if purged.is_some_and(|purged| index <= purged) {
+            // The rest of a purge that was interrupted; the next start goes on with it.
+            return;
+        }
+        let summary = &mut self.summary;
+        let before = summary.last.map(|last| last.index.get()).or(purged);
+        let expected = before.map_or(0, |before| before + 1);
+        summary.first.get_or_insert(index);
+        summary.entries += 1;
+        summary.bytes += bytes;
+        if index != expected {
+            self.wrong(format!(
+                "the Raft log has a hole: entry {index} stands where {expected} must. The node \
+                 does not start"
+            ));
+        }
+        let entry = match entry {
+            Ok(entry) if entry.log_id.index == index => entry,
+            Ok(entry) => {
+                self.stopped = true;
+                return self.wrong(format!("entry {index} says that it is {}", entry.log_id));
+            }
+            Err(error) => {
+                self.stopped = true;
+                return self.wrong(format!("entry {index} cannot be read: {error}"));
+            }
+        };
+        let at = position(&entry.log_id);
+        if let Some(last) = self.summary.last.filter(|last| at.term < last.term) {
+            let what = format!(
+                "entry {index} is of term {}, one before of {}",
+                at.term, last.term
+            );
+            self.wrong(what);
+        }
+        self.summary.last = Some(at);
+        if let EntryPayload::Normal(proposal) = &entry.payload
+            && let Err(error) = Envelope::decode(&proposal.0)
+        {
+            self.stopped = true;
+            return self.wrong(format!(
+                "entry {index} cannot be read: {error}. The node stops when it applies it"
+            ));
+        }
+        let committed = marks.committed.as_ref().map(|committed| committed.index);
+        let next = machine.applied().map_or(0, |applied| applied.index + 1);
+        if !self.stopped && index == next && committed >= Some(index) {
+            let applied = machine.apply_entry(entry.log_id, entry.payload, &mut Vec::new());
+            if let Err(error) = applied {
+                self.stopped = true;
+                self.wrong(format!("entry {index} cannot be applied: {error}"));
+            }
+        }
+    }
+
+    fn finish(&mut self, marks: &Found, applied: Option<RaftLogId>) {
+        let purged = marks.purged.as_ref().map(position);
+        let last = self.summary.last.or(purged);
+        self.summary.last = last;
+        if marks.vote.is_none() && last.is_some() {
+            self.wrong(
+                "there is a Raft log, but no vote: the node would vote twice in a term".to_owned(),
+            );
+        }
+        if self.summary.committed > last {
+            let what = format!(
+                "entries are known to be committed up to {}, but the Raft log ends at {}",
+                shown(self.summary.committed),
+                shown(last)
+            );
+            self.wrong(what);
+        }
+        if purged > applied.as_ref().map(position) {
+            let what = format!(
+                "the Raft log begins after {}, but no whole snapshot reaches that far. The node \
+                 does not start",
+                shown(purged)
+            );
+            self.wrong(what);
+        }
+    }
+}
+
+fn shown(at: Option<LogId>) -> String {
+    at.map_or_else(
+        || "nothing".to_owned(),
+        |at| format!("entry {} of term {}", at.index, at.term),
+    )
+}
+
+fn describe(index: u64, bytes: u64, entry: io::Result<Entry>) -> MetadataEntry {
+    let line = |term, kind, what| MetadataEntry {
+        index,
+        term,
+        bytes,
+        kind,
+        what,
+    };
+    let entry = match entry {
+        Ok(entry) => entry,
+        Err(error) => return line(None, "unreadable", error.to_string()),
+    };
+    let term = Some(entry.log_id.committed_leader_id().term);
+    match entry.payload {
+        EntryPayload::Blank => line(term, "blank", "a leader begins its term".to_owned()),
+        EntryPayload::Membership(membership) => line(term, "membership", membership.to_string()),
+        EntryPayload::Normal(proposal) => match Envelope::decode(&proposal.0) {
+            Err(error) => line(term, "unreadable", error.to_string()),
+            Ok(envelope) => {
+                let commands = serde_json::to_string(&envelope.commands);
+                let commands = commands.unwrap_or_else(|error| error.to_string());
+                let from = envelope.origin.node;
+                let what = format!("from node {from}, number {}: {commands}", envelope.sequence);
+                line(term, "commands", what)
+            }
+        },
+    }
+}
