@@ -9,6 +9,7 @@ use clap_complete::Shell;
 use quorate_types::{Acks, Endpoint, NodeId};
 
 use crate::bench_args::BenchCommand;
+use crate::log_args::LogCommand;
 use crate::parse::{Start, config_pair, header_pair, start};
 use crate::server_args::ServerArgs;
 
@@ -103,6 +104,9 @@ pub enum Command {
     },
     /// Ask one node whether it takes part in the cluster; exits with 1 when it does not
     Healthcheck(HealthcheckArgs),
+    /// Look at the data of a node that is stopped
+    #[command(subcommand)]
+    Log(LogCommand),
 }
 
 /// `quorate dev`.

@@ -15,6 +15,11 @@ mod format;
 mod healthcheck;
 mod local_cluster;
 mod local_node;
+mod log_args;
+mod log_dump;
+mod log_metadata;
+mod log_tool;
+mod log_verify;
 mod logging;
 mod node_plan;
 mod output;
@@ -99,6 +104,7 @@ async fn run(global: Global, command: Command) -> Outcome {
         Command::Server(_) | Command::Completions { .. } => Ok(()),
         Command::Healthcheck(args) => healthcheck::run(&global, args).await,
         Command::Bench(command) => bench::run(&global, *command).await,
+        Command::Log(command) => log_tool::run(&global, command),
     }
 }
 
