@@ -241,7 +241,8 @@ proptest! {
 /// One closed log for all cases, and its segments.
 fn closed_log() -> (&'static TempDir, &'static [(PathBuf, Vec<u8>)]) {
     use std::sync::LazyLock;
-    static LOG: LazyLock<(TempDir, Vec<(PathBuf, Vec<u8>)>)> = LazyLock::new(|| {
+    type Files = Vec<(PathBuf, Vec<u8>)>;
+    static LOG: LazyLock<(TempDir, Files)> = LazyLock::new(|| {
         let root = TempDir::new().unwrap();
         data(root.path(), Ended::Closed);
         let segments = tree(root.path())
