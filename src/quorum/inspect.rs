@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::disk::{Disk, Found};
 use crate::ids::{Entry, RaftId, RaftLogId, StoredMembership};
-use crate::sled_tail::{Tail, TailKind, left_away};
+use crate::sled_tail::{Tail, TailKind, left_away, small_file_fault};
 use crate::snapshots::Snapshots;
 use crate::state_machine::{StateMachine, position};
 
@@ -352,6 +352,15 @@ fn strays(path: &Path, findings: &mut Findings) {
         if !known {
             let file = format!("metadata/log/{name}");
             findings.add(Severity::Note, &file, None, None, "is no file of sled's");
+        }
+        let content = match name.as_str() {
+            "db" | "blobs" => continue,
+            _ => fs::read(path.join("log").join(&name)).unwrap_or_default(),
+        };
+        if let Some(why) = small_file_fault(&name, &content) {
+            let file = format!("metadata/log/{name}");
+            let what = format!("{why}. The node does not start");
+            findings.add(Severity::Corruption, &file, 0, None, what);
         }
     }
     for name in names("snapshots") {

@@ -244,3 +244,23 @@ async fn a_hole_and_an_entry_that_is_none_are_named_by_index() {
     assert!(all.iter().any(|what| what.contains("no vote")), "{all:?}");
     assert_eq!(entries.len(), 3);
 }
+
+#[tokio::test]
+async fn a_flip_within_a_batch_that_others_follow_is_corruption_and_not_a_torn_end() {
+    let data = metadata().await;
+    let db = data.path().join("metadata/log/db");
+    let content = fs::read(&db).unwrap();
+    // Entries hold their commands as text; this one is of the second life, and not its last.
+    let entry = format!("\"sequence\":{}", 45);
+    let found = content
+        .windows(entry.len())
+        .position(|bytes| bytes == entry.as_bytes());
+    let mut flipped = content.clone();
+    flipped[found.unwrap()] ^= 1;
+    fs::write(&db, flipped).unwrap();
+    let (found, entries, _) = read(data.path());
+    assert_eq!(entries.last().map(|entry| entry.index), Some(44));
+    let worst = found.iter().find(|finding| finding.file == db).unwrap();
+    assert_eq!(worst.severity, Severity::Corruption, "{found:?}");
+    assert!(worst.position.is_some());
+}

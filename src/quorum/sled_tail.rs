@@ -120,6 +120,24 @@ fn header_lsn(segment: &[u8]) -> Option<u64> {
         .flatten()
 }
 
+/// What is wrong with one of sled's small files by its own checksum: its settings (`conf`) and its
+/// page table (`snap.`). None where it is another file.
+pub(crate) fn small_file_fault(name: &str, file: &[u8]) -> Option<String> {
+    let after_body = match name {
+        "conf" => 4,
+        _ if name.starts_with(SNAPSHOT) => 12,
+        _ => return None,
+    };
+    let (Some(body), Some(stored)) = (
+        file.len().checked_sub(after_body).map(|end| &file[..end]),
+        file.last_chunk::<4>(),
+    ) else {
+        return Some(format!("{} bytes, cut off", file.len()));
+    };
+    let (stored, computed) = (u32::from_le_bytes(*stored), crc32([body, &[]]));
+    (stored != computed).then(|| format!("CRC-32 is {computed:08x}, the file says {stored:08x}"))
+}
+
 /// Where sled's log ends by the newest snapshot in the directory `recovered`, which sled has just
 /// opened: it writes one whenever it has come further.
 fn end_of(recovered: &Path) -> io::Result<u64> {
@@ -141,7 +159,7 @@ pub(crate) fn left_away(original: &Path, recovered: &Path) -> io::Result<Option<
     let file = File::open(original)?;
     let length = file.metadata()?.len();
     let size = SEGMENT as u64;
-    let mut tip = None;
+    let (mut tip, mut above) = (None, end);
     let mut dropped: Option<u64> = None;
     let mut buffer = vec![0; SEGMENT];
     for base in (0..length).step_by(SEGMENT) {
@@ -155,17 +173,14 @@ pub(crate) fn left_away(original: &Path, recovered: &Path) -> io::Result<Option<
         }
         if lsn == Some(end / size * size) {
             tip = at_tip(segment, base, end);
-            // The end itself may be the first of a batch that is not whole.
-            if let Some(Tail {
-                kind: TailKind::UnfinishedBatch,
-                ..
-            }) = tip
-            {
-                return Ok(tip);
+            // Of a batch that is not whole the other messages are no sign of damage; what was
+            // written after it is.
+            if let Some(last) = batch_end(segment, end) {
+                above = last.saturating_add(1);
             }
         }
         if dropped.is_none() {
-            dropped = whole_above(segment, base, end);
+            dropped = whole_above(segment, base, above);
         }
     }
     Ok(match (dropped, tip) {
@@ -201,6 +216,14 @@ fn at_tip(segment: &[u8], base: u64, end: u64) -> Option<Tail> {
         None => return None,
     };
     Some(Tail { position, kind })
+}
+
+/// The LSN of the last message of the batch that begins at sled's end, where one does.
+fn batch_end(segment: &[u8], end: u64) -> Option<u64> {
+    let rest = segment.get((end % SEGMENT as u64) as usize..)?;
+    let manifest = message(rest).filter(|found| found.whole && found.kind == BATCH_MANIFEST)?;
+    let body = rest[..manifest.size].last_chunk::<8>()?;
+    u64::try_from(i64::from_le_bytes(*body)).ok()
 }
 
 /// The first whole message of a segment that is above sled's end.
