@@ -15,6 +15,7 @@ mod handle;
 mod ids;
 mod in_flight;
 mod inspect;
+mod inspect_log;
 #[cfg(test)]
 mod inspect_tests;
 mod log_store;
