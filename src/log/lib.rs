@@ -27,6 +27,7 @@ mod truncate;
 mod verify;
 mod verify_directory;
 mod verify_files;
+mod verify_segment;
 mod view;
 mod walk;
 
