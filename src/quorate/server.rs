@@ -25,8 +25,7 @@ pub(crate) fn resolve(args: &ServerArgs) -> Result<Resolved, ConfigError> {
     if let Some(path) = &args.config {
         layers = layers.file(path)?;
     }
-    let variables = std::env::vars_os().filter(|(name, _)| name != "QUORATE_CONFIG");
-    let layers = layers.environment(variables)?;
+    let layers = layers.environment(std::env::vars_os())?;
     Ok(layers.flags(args.settings.iter().cloned())?.resolve())
 }
 

@@ -69,6 +69,13 @@ impl Cluster for Fake {
         }))
     }
 
+    async fn log_level(
+        &self,
+        _: Request<v1::LogLevelRequest>,
+    ) -> Result<Response<v1::LogLevelResponse>, Status> {
+        Err(Status::unimplemented("not needed here"))
+    }
+
     type WatchEventsStream = Answers<v1::ClusterEvent>;
 
     async fn watch_events(
@@ -134,6 +141,15 @@ impl Consumer for Fake {
             high_watermark: 6,
             ..v1::FetchResponse::default()
         }))
+    }
+
+    type ConsumeStream = Answers<v1::ConsumeResponse>;
+
+    async fn consume(
+        &self,
+        _: Request<v1::ConsumeRequest>,
+    ) -> Result<Response<Self::ConsumeStream>, Status> {
+        Err(Status::unimplemented("not needed here"))
     }
 
     async fn list_offsets(
