@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use cluster_tests::Cluster;
-use quorate_types::Endpoint;
 use quorate_workload::{Sent, Stored, check, read_all};
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -55,13 +54,13 @@ impl Python {
         python
     }
 
-    /// Runs the example against one node.
-    async fn run(&self, node: &Endpoint, topic: &str) -> Output {
+    /// Runs an example.
+    async fn run(&self, script: &str, arguments: &[&str]) -> Output {
         Command::new(&self.interpreter)
             .current_dir(root())
             .env("PYTHONPATH", self.stubs.path())
-            .arg("cluster-tests/clients/python/produce_consume.py")
-            .args([&node.to_string(), topic, &RECORDS.to_string()])
+            .arg(format!("cluster-tests/clients/python/{script}"))
+            .args(arguments)
             .kill_on_drop(true)
             .output()
             .await
@@ -92,10 +91,13 @@ async fn a_python_client_of_one_node_reaches_every_partition() {
     cluster.all_in_sync(TOPIC).await;
     let node = cluster.processes.addresses()[0].clone();
 
-    let output = python.run(&node, TOPIC).await;
+    let (at, count) = (node.to_string(), RECORDS.to_string());
+    let arguments = [at.as_str(), TOPIC, &count];
+    let output = python.run("produce_consume.py", &arguments).await;
     let (printed, errors) = text(&output);
     assert!(output.status.success(), "{errors}");
-    let read: Vec<Stored> = printed.lines().map(stored).collect();
+    let mut read: Vec<Stored> = printed.lines().map(stored).collect();
+    read.sort_by_key(|record| (record.partition, record.offset));
     let sent = (0..RECORDS).map(|number| Sent {
         key: format!("key-{}", number % 20),
         number,
@@ -121,11 +123,22 @@ async fn a_python_client_of_one_node_reaches_every_partition() {
         "others' partitions, too"
     );
 
-    let refused = python.run(&node, "nothing").await;
-    let (_, errors) = text(&refused);
-    assert_eq!(refused.status.code(), Some(1));
-    assert_eq!(
-        errors.trim(),
-        "UNKNOWN_TOPIC_OR_PARTITION: there is no topic nothing"
+    let looked = python.run("look.py", &[&at]).await;
+    let (printed, errors) = text(&looked);
+    assert!(looked.status.success(), "{errors}");
+    for expected in [
+        "service grpc.health.v1.Health",
+        "service quorate.v1.Admin",
+        "service quorate.v1.Cluster",
+        "service quorate.v1.Consumer",
+        "service quorate.v1.Producer",
+        "health SERVING",
+        "refused quorate UNKNOWN_TOPIC_OR_PARTITION",
+    ] {
+        assert!(printed.lines().any(|line| line == expected), "{printed}");
+    }
+    assert!(
+        !printed.contains("internal"),
+        "nodes' own services are not told: {printed}"
     );
 }

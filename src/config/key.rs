@@ -21,6 +21,8 @@ pub enum Kind {
     Controllers,
     /// Any text.
     Text,
+    /// What is logged: levels, each for everything or for a part.
+    Levels,
     /// One of these words.
     Word(&'static [&'static str]),
     /// A time, in milliseconds.
@@ -232,7 +234,7 @@ pub static KEYS: [Key; 30] = [
     ),
     key(
         "log-level",
-        Kind::Text,
+        Kind::Levels,
         Some("info,openraft=warn,sled=warn"),
         "What is logged: error, warn, info, debug or trace, also by part: info,quorate_broker=debug",
     ),
@@ -297,6 +299,7 @@ impl Kind {
             }
             Self::Path | Self::Text if value.is_empty() => Err("must not be empty".to_owned()),
             Self::Path | Self::Text => Ok(value.to_owned()),
+            Self::Levels => check_levels(value).map(|()| value.to_owned()),
             Self::Word(words) if words.contains(&value) => Ok(value.to_owned()),
             Self::Word(words) => Err(format!("must be {}", words.join(" or "))),
             Self::Duration(range) => {
@@ -321,6 +324,7 @@ impl Kind {
             Self::Endpoint => "HOST:PORT",
             Self::Controllers => "N@HOST:PORT,…",
             Self::Text => "TEXT",
+            Self::Levels => "LEVELS",
             Self::Word(_) => "WORD",
             Self::Duration(_) => "TIME",
             Self::Bytes(_) => "BYTES",
@@ -345,6 +349,26 @@ impl fmt::Display for Kind {
             _ => Ok(()),
         }
     }
+}
+
+/// Takes `info` and `info,quorate_broker=debug`, nothing that a filter would read as the name of a
+/// part by mistake.
+fn check_levels(text: &str) -> Result<(), String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    for part in text.split(',') {
+        let (name, level) = part.split_once('=').unwrap_or(("all", part));
+        let named = !name.is_empty()
+            && name
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | ':'));
+        if !named || !LEVELS.contains(&level) {
+            return Err(format!(
+                "{part:?} is no level: {}, or part=level as in quorate_broker=debug",
+                LEVELS.join(", ")
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Reads `1@host:port,2@host:port,…`.
@@ -402,6 +426,12 @@ mod tests {
             check("log-format", "xml").unwrap_err(),
             "must be text or json"
         );
+        for levels in ["debug", "warn,quorate_broker=debug,h2::proto=off"] {
+            assert_eq!(check("log-level", levels).as_deref(), Ok(levels));
+        }
+        for wrong in ["", "verbose", "loud=", "=info", "info,", "a b=info"] {
+            assert!(check("log-level", wrong).is_err(), "{wrong:?}");
+        }
         assert!(check("node-id", "0").is_err());
         assert!(check("listen", "7070").is_err());
     }

@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, stderr};
 use std::sync::Arc;
 
+use quorate_config::Key;
 use quorate_node::LogControl;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -43,6 +44,9 @@ impl Logging {
         let handle = self.filter.clone();
         Arc::new(move |wanted: Option<&str>| {
             if let Some(levels) = wanted {
+                let key = Key::find("log-level").expect("it is a setting");
+                key.check(levels)
+                    .map_err(|why| format!("log-level: {why}"))?;
                 let filter = parse(levels)?;
                 handle.reload(filter).map_err(|error| error.to_string())?;
                 tracing::warn!(levels, "log levels changed");
