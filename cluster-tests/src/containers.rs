@@ -1,6 +1,6 @@
 //! The cluster of docker-compose.yml for a test: a project and ports of its own, ended with its
 //! volumes even when the test fails. The image is named by `QUORATE_IMAGE`, the project by
-//! `QUORATE_PROJECT`; `.ci/containers` makes the image, and the engine, and runs the tests.
+//! `CLUSTER_TEST_PROJECT`; `.ci/containers` makes the image, and the engine, and runs the tests.
 
 use std::fs::File;
 use std::net::TcpListener;
@@ -109,7 +109,7 @@ impl Containers {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
         let project = Project {
             directory: directory.expect("the room is in the workspace").to_owned(),
-            name: std::env::var("QUORATE_PROJECT")
+            name: std::env::var("CLUSTER_TEST_PROJECT")
                 .unwrap_or_else(|_| format!("quorate-test-{}", std::process::id())),
             environment,
         };

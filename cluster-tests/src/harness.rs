@@ -6,13 +6,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
-use quorate::{LocalCluster, LocalClusterOptions, NodeLogs, NodePlan};
+use quorate::{LocalCluster, LocalClusterOptions, NodeLogs, NodePlan, NodeState};
 use quorate_client::{Client, ClientError, ClientOptions};
 use quorate_proto::v1;
 use quorate_proto::v1::produce_request::Payload;
 use quorate_proto::v1::producer_client::ProducerClient;
 use quorate_types::Endpoint;
 use tempfile::TempDir;
+use tokio::time::interval;
 
 use crate::view::View;
 
@@ -64,14 +65,37 @@ impl Cluster {
         .expect("the processes can be started");
         let client = Client::new(processes.addresses(), ClientOptions::default())
             .expect("there are addresses");
-        let cluster = Self {
+        let mut cluster = Self {
             processes,
             view: View { client },
             _directory: directory,
             _alone: alone,
         };
-        cluster.all_active().await;
+        tokio::select! {
+            () = cluster.view.all_active() => {}
+            why = ended(&mut cluster.processes) => panic!("a node did not start: {why}"),
+        }
         cluster
+    }
+}
+
+/// Returns when a node has ended by itself, with the end of its log.
+async fn ended(processes: &mut LocalCluster) -> String {
+    let mut again = interval(Duration::from_millis(50));
+    loop {
+        again.tick().await;
+        for node in processes.node_ids() {
+            if processes
+                .state(node)
+                .is_ok_and(|state| state == NodeState::Down)
+            {
+                let log = processes.log_path(node).and_then(std::fs::read_to_string);
+                let log = log.unwrap_or_default();
+                let lines: Vec<&str> = log.lines().rev().take(5).collect();
+                let lines: Vec<&str> = lines.into_iter().rev().collect();
+                return format!("node {node} has ended:\n{}", lines.join("\n"));
+            }
+        }
     }
 }
 

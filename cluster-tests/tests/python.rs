@@ -1,6 +1,6 @@
 //! A client in Python, made from the published protocol, that knows one node only: what it writes
 //! is where it was told, whoever leads it, and what is refused says why in a typed form. `.ci/python`
-//! makes the environment (`QUORATE_PYTHON` names its interpreter) and runs this.
+//! makes the environment (`CLUSTER_TEST_PYTHON` names its interpreter) and runs this.
 #![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,8 +32,9 @@ fn text(output: &Output) -> (String, String) {
 impl Python {
     /// Generates the stubs as the example's README says.
     async fn new() -> Self {
-        let interpreter = std::env::var_os("QUORATE_PYTHON")
-            .expect("QUORATE_PYTHON names an interpreter with the requirements: run `.ci/python`");
+        let interpreter = std::env::var_os("CLUSTER_TEST_PYTHON").expect(
+            "CLUSTER_TEST_PYTHON names an interpreter with the requirements: run `.ci/python`",
+        );
         let python = Self {
             interpreter: interpreter.into(),
             stubs: TempDir::new().unwrap(),

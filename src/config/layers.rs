@@ -15,14 +15,13 @@ use crate::topic::TopicSettings;
 /// What begins a variable of ours.
 const PREFIX: &str = "QUORATE_";
 /// Variables that other commands read, and the compose file.
-const OTHER_VARIABLES: [&str; 7] = [
+const OTHER_VARIABLES: [&str; 6] = [
     "QUORATE_BOOTSTRAP",
     "QUORATE_OUTPUT",
     "QUORATE_CONFIG",
     "QUORATE_IMAGE",
     "QUORATE_PUBLISH",
     "QUORATE_ADVERTISE_HOST",
-    "QUORATE_PROJECT",
 ];
 
 /// A setting that stops the start.
