@@ -47,19 +47,25 @@ impl Cluster {
     /// Starts three nodes of `binary` that snapshot their metadata often, and waits until all of
     /// them take part.
     pub async fn start(binary: &Path) -> Self {
+        Self::start_with(binary, &[]).await
+    }
+
+    /// The same with further flags of `quorate server`.
+    pub async fn start_with(binary: &Path, flags: &[&str]) -> Self {
         let alone = alone().await;
         let directory = TempDir::new().expect("a temporary directory can be made");
-        let arguments = [
+        let mut arguments = vec![
             "--snapshot-every-entries",
             "100",
             "--snapshot-keep-entries",
             "10",
         ];
+        arguments.extend(flags);
         let processes = LocalCluster::start(LocalClusterOptions {
             binary: binary.to_owned(),
             nodes: NodePlan::on_free_ports(3).expect("loopback has free ports"),
             directory: directory.path().to_owned(),
-            server_arguments: arguments.map(str::to_owned).into(),
+            server_arguments: arguments.into_iter().map(str::to_owned).collect(),
             logs: NodeLogs::Files,
         })
         .expect("the processes can be started");

@@ -50,6 +50,11 @@ pub struct NodeSettings {
     pub topic_defaults: BTreeMap<String, String>,
 }
 
+/// What a node takes before the first client, a connection and a long-lived stream (bytes).
+const BASE: u64 = 128 << 20;
+const CONNECTION: u64 = 48 << 10;
+const STREAM: u64 = 192 << 10;
+
 impl NodeSettings {
     /// A node with every other setting at its default.
     ///
@@ -82,6 +87,18 @@ impl NodeSettings {
             internal_advertise: internal_listen,
             ..defaults
         }
+    }
+
+    /// Bytes of memory that this node takes at most for clients, by these settings, beside what its
+    /// partitions take.
+    ///
+    /// A connection's share covers its buffers and the state of its idle streams; a stream's what one
+    /// slow reader leaves in them. Both were measured and rounded up (`cluster-tests/tests/overload.rs`).
+    pub fn memory_bound(&self) -> u64 {
+        let bytes = self.produce_bytes + self.request_bytes + self.fetch_bytes;
+        BASE + bytes as u64
+            + self.max_connections as u64 * CONNECTION
+            + self.max_streams as u64 * STREAM
     }
 
     /// The settings in force; `machine` is the machine's name, under which a node that listens on

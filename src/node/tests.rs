@@ -17,6 +17,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{Node, NodeError, NodeTools};
 
 const DEADLINE: Duration = Duration::from_secs(30);
+/// Bytes of produces that may wait at a node: little, so that a test fills it.
+const ROOM: usize = 256 << 10;
 
 struct Running {
     stop: CancellationToken,
@@ -56,6 +58,7 @@ async fn start(plan: &[(NodeId, Endpoint, Endpoint)], root: &Path) -> Vec<Runnin
         let settings = NodeSettings {
             snapshot_every_entries: 100,
             snapshot_keep_entries: 10,
+            produce_bytes: ROOM,
             ..NodeSettings::new(
                 *id,
                 root.join(id.to_string()),
@@ -171,6 +174,56 @@ async fn read(at: &Endpoint, partition: i32) -> Result<Vec<String>, String> {
         }
     }
     Ok(values)
+}
+
+/// What waits for room must not keep from going on what holds it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_of_forwards_that_fills_the_room_goes_on() {
+    const COUNT: u64 = 100;
+    let root = tempfile::tempdir().unwrap();
+    let plan = plan(3);
+    let running = start(&plan, root.path()).await;
+    let at = plan[0].1.clone();
+    eventually("a topic", || create(&at)).await;
+    let (requests, outgoing) = tokio::sync::mpsc::channel(COUNT as usize);
+    for number in 0..COUNT {
+        let record = v1::Record {
+            value: Some(vec![7; ROOM / 10].into()),
+            ..v1::Record::default()
+        };
+        let records = v1::RecordList {
+            records: vec![record],
+        };
+        let request = v1::ProduceRequest {
+            topic: "t".into(),
+            partition: Some((number % 6) as i32),
+            payload: Some(v1::produce_request::Payload::Records(records)),
+            ..Default::default()
+        };
+        let request = v1::ProduceStreamRequest {
+            request_id: number,
+            request: Some(request),
+        };
+        requests.send(request).await.unwrap();
+    }
+    drop(requests);
+    let mut client = ProducerClient::connect(url(&at)).await.unwrap();
+    let outgoing = tokio_stream::wrappers::ReceiverStream::new(outgoing);
+    let mut answers = client.produce_stream(outgoing).await.unwrap().into_inner();
+    let answered = tokio::time::timeout(DEADLINE / 2, async {
+        let mut count = 0;
+        while let Some(answer) = answers.message().await.unwrap() {
+            let ok = matches!(
+                answer.result,
+                Some(v1::produce_stream_response::Result::Response(_))
+            );
+            assert!(ok, "{answer:?}");
+            count += 1;
+        }
+        count
+    });
+    assert_eq!(answered.await, Ok(COUNT));
+    stop(running).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,7 +3,7 @@
 use std::io::Read;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use quorate_config::{ConfigError, KEYS, Layers, NodeSettings, Resolved};
+use quorate_config::{ConfigError, KEYS, Layers, NodeSettings, Resolved, format_bytes};
 use quorate_node::{Node, NodeTools};
 use serde_json::{Map, Value, json};
 use tokio::signal::unix::{SignalKind, signal};
@@ -167,7 +167,9 @@ pub(crate) async fn run(
     });
     raise_file_limit(settings.max_connections);
     let version = env!("CARGO_PKG_VERSION");
-    info!(version, node = %settings.node_id, data = %settings.data_dir.display(), "quorate");
+    let memory = format_bytes(settings.memory_bound() >> 20 << 20);
+    let data = settings.data_dir.display();
+    info!(version, node = %settings.node_id, %data, %memory, "quorate; memory for clients at most");
     let tools = NodeTools {
         log_level: Some(logging.control()),
         metrics: Some(quorate_console::install_metrics()),

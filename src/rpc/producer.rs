@@ -15,6 +15,7 @@ use quorate_replication::{ProduceError, Produced};
 use quorate_types::{ErrorCode, LeaderEpoch, PartitionId, Timestamp};
 use quorate_wire::ErrorInfo;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
@@ -232,14 +233,22 @@ impl Edge {
         answers: mpsc::Sender<Result<v1::ProduceStreamResponse, Status>>,
     ) {
         let mut pending: FuturesUnordered<BoxFuture<'static, _>> = FuturesUnordered::new();
+        // These go on while a request waits for room: what they hold is what it waits for.
+        let mut forwards: JoinSet<v1::ProduceStreamResponse> = JoinSet::new();
         // Forwarded requests keep their order: each waits for the end of the one before.
         let mut before: Option<oneshot::Receiver<()>> = None;
         let mut open = true;
-        while open || !pending.is_empty() {
+        while open || !pending.is_empty() || !forwards.is_empty() {
+            let in_flight = pending.len() + forwards.len();
             let answer = tokio::select! {
                 biased;
                 Some(answer) = pending.next(), if !pending.is_empty() => answer,
-                request = requests.message(), if open && pending.len() < IN_FLIGHT => {
+                Some(answer) = forwards.join_next(), if !forwards.is_empty() => match answer {
+                    Ok(answer) => answer,
+                    // It cannot be told which request it was: the client learns from the end.
+                    Err(_panicked) => return,
+                },
+                request = requests.message(), if open && in_flight < IN_FLIGHT => {
                     let Ok(Some(v1::ProduceStreamRequest { request_id, request })) = request else {
                         open = false;
                         continue;
@@ -258,7 +267,7 @@ impl Edge {
                             let edge = self.clone();
                             let (done, next) = oneshot::channel::<()>();
                             let before = before.replace(next);
-                            pending.push(Box::pin(async move {
+                            forwards.spawn(async move {
                                 if let Some(before) = before {
                                     // Ends when the one before has dropped its side.
                                     let _over = before.await;
@@ -266,7 +275,7 @@ impl Edge {
                                 let answer = edge.forward_produce(*prepared, channel).await;
                                 drop((done, room));
                                 stream_response(request_id, answer)
-                            }));
+                            });
                             continue;
                         }
                     }
