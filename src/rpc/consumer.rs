@@ -143,7 +143,7 @@ impl Edge {
                 .list_here(&located, &request)
                 .await
                 .map_err(|error| to_status(&error)),
-            (_, Route::There(channel)) => {
+            (_, Route::There(_, channel)) => {
                 let answer = client(channel)
                     .list_offsets(forward(request, FORWARD_GRACE))
                     .await;
@@ -173,7 +173,7 @@ impl Edge {
                 .fetch_here(&located, &request, max_wait)
                 .await
                 .map_err(|error| to_status(&error)),
-            (_, Route::There(channel)) => {
+            (_, Route::There(_, channel)) => {
                 // How much comes is known only then: little enough that it needs no room before.
                 request.max_bytes = match request.max_bytes {
                     0 => FORWARDED_BYTES,

@@ -70,7 +70,7 @@ pub(crate) enum Route {
     /// This node leads.
     Here,
     /// That node leads: forward.
-    There(Channel),
+    There(NodeId, Channel),
 }
 
 /// A partition as the image has it now.
@@ -214,7 +214,7 @@ impl Edge {
                 .shared
                 .forwarding
                 .to(&at)
-                .map(Route::There)
+                .map(|channel| Route::There(leader, channel))
                 .map_err(|_| not_here()),
             _ => Err(not_here()),
         }
@@ -306,11 +306,15 @@ pub(crate) fn is_forwarded<T>(request: &Request<T>) -> bool {
 /// A request to forward, marked so.
 pub(crate) fn forward<T>(message: T, within: Duration) -> Request<T> {
     let mut request = Request::new(message);
-    request
-        .metadata_mut()
-        .insert(FORWARDED, tonic::metadata::MetadataValue::from_static("1"));
+    mark_forwarded(&mut request);
     request.set_timeout(within);
     request
+}
+
+/// Marks a request as forwarded: whoever gets it answers it itself.
+pub(crate) fn mark_forwarded<T>(request: &mut Request<T>) {
+    let mark = tonic::metadata::MetadataValue::from_static("1");
+    request.metadata_mut().insert(FORWARDED, mark);
 }
 
 /// The error of a forwarded call: the leader's own where it answered, else that it cannot be

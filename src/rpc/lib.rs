@@ -15,6 +15,7 @@ mod consumer;
 mod control;
 mod describe;
 mod edge;
+mod forwarding;
 mod messages;
 mod metrics;
 mod producer;

@@ -12,16 +12,16 @@ use quorate_proto::v1::producer_client::ProducerClient;
 use quorate_proto::v1::producer_server::Producer;
 use quorate_record::{Batch, BatchError, partition_for_key};
 use quorate_replication::{ProduceError, Produced};
-use quorate_types::{ErrorCode, LeaderEpoch, PartitionId, Timestamp};
+use quorate_types::{ErrorCode, LeaderEpoch, NodeId, PartitionId, Timestamp};
 use quorate_wire::ErrorInfo;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::channels::MESSAGE_BYTES;
 use crate::edge::{Edge, Located, Route, forward, forward_failed, is_forwarded};
+use crate::forwarding::Forwarding;
 use crate::records::records_to_batch;
 use crate::status::{from_status, invalid, produce_error, to_status};
 
@@ -38,11 +38,21 @@ struct Prepared {
     request: v1::ProduceRequest,
 }
 
+impl Prepared {
+    /// The request as it goes on to the leader, and how long its answer may take.
+    fn onward(self) -> (v1::ProduceRequest, Duration) {
+        let mut request = self.request;
+        // The partition was chosen here: the leader must not choose another.
+        request.partition = Some(self.located.id.partition.to_signed());
+        (request, self.call.timeout + FORWARD_GRACE)
+    }
+}
+
 /// What a request has become.
 enum Started {
     Pending(Located, PendingProduce),
     /// For the leader at the other end.
-    Forward(Box<Prepared>, Channel, OwnedSemaphorePermit),
+    Forward(Box<Prepared>, NodeId, Channel, OwnedSemaphorePermit),
     Answered(Result<v1::ProduceResponse, ErrorInfo>),
 }
 
@@ -165,11 +175,11 @@ impl Edge {
                 let pending = self.broker().submit(prepared.call).await;
                 Started::Pending(prepared.located, pending)
             }
-            Ok(Route::There(channel)) => {
+            Ok(Route::There(leader, channel)) => {
                 // What waits for another node takes memory here too.
                 let (size, patience) = (prepared.call.batch.size(), prepared.call.timeout);
                 match self.broker().produce_room(size, patience).await {
-                    Ok(room) => Started::Forward(Box::new(prepared), channel, room),
+                    Ok(room) => Started::Forward(Box::new(prepared), leader, channel, room),
                     Err(error) => Started::Answered(Err(produce_error(&error))),
                 }
             }
@@ -182,10 +192,7 @@ impl Edge {
         prepared: Prepared,
         channel: Channel,
     ) -> Result<v1::ProduceResponse, ErrorInfo> {
-        let within = prepared.call.timeout + FORWARD_GRACE;
-        let mut request = prepared.request;
-        // The partition was chosen here: the leader must not choose another.
-        request.partition = Some(prepared.located.id.partition.to_signed());
+        let (request, within) = prepared.onward();
         let mut client = ProducerClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES)
             .max_encoding_message_size(MESSAGE_BYTES);
@@ -219,7 +226,7 @@ impl Edge {
         match self.start(request, forwarded).await {
             Started::Answered(answer) => answer,
             Started::Pending(located, pending) => self.finish(&located, pending.wait().await),
-            Started::Forward(prepared, channel, _room) => {
+            Started::Forward(prepared, _, channel, _room) => {
                 self.forward_produce(*prepared, channel).await
             }
         }
@@ -233,22 +240,13 @@ impl Edge {
         answers: mpsc::Sender<Result<v1::ProduceStreamResponse, Status>>,
     ) {
         let mut pending: FuturesUnordered<BoxFuture<'static, _>> = FuturesUnordered::new();
-        // These go on while a request waits for room: what they hold is what it waits for.
-        let mut forwards: JoinSet<v1::ProduceStreamResponse> = JoinSet::new();
-        // Forwarded requests keep their order: each waits for the end of the one before.
-        let mut before: Option<oneshot::Receiver<()>> = None;
+        let mut forwarding = Forwarding::default();
         let mut open = true;
-        while open || !pending.is_empty() || !forwards.is_empty() {
-            let in_flight = pending.len() + forwards.len();
+        while open || !pending.is_empty() {
             let answer = tokio::select! {
                 biased;
                 Some(answer) = pending.next(), if !pending.is_empty() => answer,
-                Some(answer) = forwards.join_next(), if !forwards.is_empty() => match answer {
-                    Ok(answer) => answer,
-                    // It cannot be told which request it was: the client learns from the end.
-                    Err(_panicked) => return,
-                },
-                request = requests.message(), if open && in_flight < IN_FLIGHT => {
+                request = requests.message(), if open && pending.len() < IN_FLIGHT => {
                     let Ok(Some(v1::ProduceStreamRequest { request_id, request })) = request else {
                         open = false;
                         continue;
@@ -263,19 +261,17 @@ impl Edge {
                             }));
                             continue;
                         }
-                        Started::Forward(prepared, channel, room) => {
-                            let edge = self.clone();
-                            let (done, next) = oneshot::channel::<()>();
-                            let before = before.replace(next);
-                            forwards.spawn(async move {
-                                if let Some(before) = before {
-                                    // Ends when the one before has dropped its side.
-                                    let _over = before.await;
-                                }
-                                let answer = edge.forward_produce(*prepared, channel).await;
-                                drop((done, room));
+                        Started::Forward(prepared, leader, channel, room) => {
+                            let (request, within) = prepared.onward();
+                            let answer = forwarding.send(leader, channel, request, within).await;
+                            pending.push(Box::pin(async move {
+                                let answer = answer.await.unwrap_or_else(|_ended| {
+                                    let message = "the way to the leader ended";
+                                    Err(ErrorInfo::new(ErrorCode::RequestTimedOut, message))
+                                });
+                                drop(room);
                                 stream_response(request_id, answer)
-                            });
+                            }));
                             continue;
                         }
                     }
