@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use quorate_client::{Client, ClientError, ClientOptions};
 use quorate_types::{ErrorCode, NodeId, PartitionId};
+use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, interval, timeout};
 
-use crate::cli::{DevAction, DevArgs};
+use crate::cli::{DevAction, DevArgs, Global, OutputFormat};
 use crate::dev_control;
 use crate::failure::{Failure, Outcome};
 use crate::local_cluster::{LocalCluster, LocalClusterOptions};
@@ -26,14 +27,14 @@ const READY: Duration = Duration::from_secs(60);
 /// How long one node may take to stop.
 const STOP: Duration = Duration::from_secs(15);
 
-pub(crate) async fn run(args: DevArgs) -> Outcome {
+pub(crate) async fn run(global: &Global, args: DevArgs) -> Outcome {
     match args.action {
-        Some(action) => act(args.data_dir, action).await,
-        None => cluster(args).await,
+        Some(action) => act(global, args.data_dir, action).await,
+        None => cluster(global, args).await,
     }
 }
 
-async fn act(directory: Option<PathBuf>, action: DevAction) -> Outcome {
+async fn act(global: &Global, directory: Option<PathBuf>, action: DevAction) -> Outcome {
     let (text, done) = match action {
         DevAction::Kill { node } => (format!("kill {node}"), format!("killed node {node}")),
         DevAction::Start { node } => (format!("start {node}"), format!("started node {node}")),
@@ -43,7 +44,10 @@ async fn act(directory: Option<PathBuf>, action: DevAction) -> Outcome {
     };
     let what = format!("`dev {text}` was not done");
     match dev_control::send(directory, &text).await {
-        Ok(answer) if answer.is_empty() => output::line(done),
+        Ok(answer) if answer.is_empty() => match global.output {
+            OutputFormat::Text => output::line(done),
+            OutputFormat::Json => output::json_line(&json!({ "action": text, "done": true })),
+        },
         Ok(why) => Err(Failure::new(what, why)),
         Err(error) => {
             Err(Failure::new(what, error)
@@ -52,7 +56,7 @@ async fn act(directory: Option<PathBuf>, action: DevAction) -> Outcome {
     }
 }
 
-async fn cluster(args: DevArgs) -> Outcome {
+async fn cluster(global: &Global, args: DevArgs) -> Outcome {
     let what = "the cluster could not start";
     let failed = |error: io::Error| Failure::new(what, error);
     let temporary = match &args.data_dir {
@@ -83,7 +87,10 @@ async fn cluster(args: DevArgs) -> Outcome {
     } else {
         "kept"
     };
-    output::line(format!("data: {} ({kept})", directory.display()))?;
+    match global.output {
+        OutputFormat::Text => output::line(format!("data: {} ({kept})", directory.display()))?,
+        OutputFormat::Json => output::json_line(&json!({ "data": directory, "data_is": kept }))?,
+    }
     let control = dev_control::open(&directory).map_err(failed)?;
     let mut terminated = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupted = signal(SignalKind::interrupt()).map_err(failed)?;
@@ -99,7 +106,10 @@ async fn cluster(args: DevArgs) -> Outcome {
                 started = true;
                 ready.map_err(|error| Failure::new(what, error))??;
                 let list: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-                output::line(format!("ready: {}", list.join(",")))?;
+                match global.output {
+                    OutputFormat::Text => output::line(format!("ready: {}", list.join(",")))?,
+                    OutputFormat::Json => output::json_line(&json!({ "ready": list }))?,
+                }
             }
             accepted = control.accept() => {
                 let (stream, _) = accepted.map_err(failed)?;

@@ -96,7 +96,7 @@ fn complete(shell: Shell) -> Outcome {
 
 async fn run(global: Global, command: Command) -> Outcome {
     match command {
-        Command::Dev(args) => dev::run(args).await,
+        Command::Dev(args) => dev::run(&global, args).await,
         Command::Topic(command) => topic::run(&global, command).await,
         Command::Produce(args) => produce::run(&global, args).await,
         Command::Consume(args) => consume::run(&global, args).await,

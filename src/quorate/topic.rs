@@ -100,7 +100,10 @@ pub(crate) async fn run(global: &Global, command: TopicCommand) -> Outcome {
                 .delete_topic(&name)
                 .await
                 .map_err(|error| told(format!("topic {name} was not deleted"), &error))?;
-            output::line(format!("deleted topic {name}"))
+            match global.output {
+                OutputFormat::Json => output::json(&json!({ "name": name, "deleted": true })),
+                OutputFormat::Text => output::line(format!("deleted topic {name}")),
+            }
         }
     }
 }
