@@ -3,6 +3,7 @@
 
 mod containers;
 mod harness;
+pub mod hostile;
 pub mod sim;
 mod view;
 

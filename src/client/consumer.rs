@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use quorate_proto::v1;
 use quorate_proto::v1::consumer_client::ConsumerClient;
-use quorate_record::{Batch, Record};
+use quorate_record::{Batch, BatchError, Record};
 use quorate_types::{Offset, PartitionId};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -19,6 +19,9 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_m
 /// A leader that does not answer for longer than the poll by so much is given up.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// What the records of one batch may take in memory: what a small hostile batch can cost a reader.
+const DECOMPRESSED_MAX: usize = 256 << 20;
+
 /// How a consumer works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConsumerOptions {
@@ -28,6 +31,9 @@ pub struct ConsumerOptions {
     pub max_wait: Duration,
     /// Fetches that wait to be polled, over all partitions (default 16).
     pub buffered: usize,
+    /// Whether to go on behind records that cannot be decoded, after telling of them, rather than
+    /// to stop (default: stop).
+    pub skip_corrupt: bool,
 }
 
 impl Default for ConsumerOptions {
@@ -36,6 +42,7 @@ impl Default for ConsumerOptions {
             fetch_bytes: 1 << 20,
             max_wait: Duration::from_millis(500),
             buffered: 16,
+            skip_corrupt: false,
         }
     }
 }
@@ -99,7 +106,8 @@ impl Consumer {
     /// The next records of some partition; none where no partition is left.
     ///
     /// # Errors
-    /// [`ClientError`] of a partition, which is read no further.
+    /// [`ClientError`] of a partition, which is read no further; only after a
+    /// [`ClientError::Corrupt`] it is, where [`ConsumerOptions::skip_corrupt`] asks for that.
     pub async fn poll(&mut self) -> Option<Result<Consumed, ClientError>> {
         self.received.recv().await
     }
@@ -121,11 +129,20 @@ impl Fetcher {
                 Err(error) => Err(error),
             };
             match fetched {
-                Ok(consumed) => {
+                Ok((consumed, corrupt)) => {
                     backoff = RETRY.0;
-                    if out.send(Ok(consumed)).await.is_err() {
+                    // What could be read before the records that cannot is given first.
+                    let given = corrupt.is_none() || !consumed.records.is_empty();
+                    if given && out.send(Ok(consumed)).await.is_err() {
                         return;
                     }
+                    let Some((behind, error)) = corrupt else {
+                        continue;
+                    };
+                    if out.send(Err(error)).await.is_err() || !self.options.skip_corrupt {
+                        return;
+                    }
+                    self.at.offset = behind;
                 }
                 Err(error) if error.is_retriable() => {
                     // Where it does not answer either, the next try says so again.
@@ -181,39 +198,72 @@ impl Fetcher {
         fetched
     }
 
+    /// Decodes what was fetched, up to the first record that cannot be; then that is told too, with
+    /// the offset behind its batch.
     fn decode(
         &mut self,
         fetched: v1::FetchResponse,
         took: Duration,
-    ) -> Result<Consumed, ClientError> {
+    ) -> Result<(Consumed, Option<(Offset, ClientError)>), ClientError> {
         let Assignment {
             topic,
             partition,
             offset,
         } = &mut self.at;
-        let corrupt = |error: &dyn std::fmt::Display| {
+        let unreadable = |error: &dyn std::fmt::Display| {
             ClientError::Protocol(format!("{topic}-{partition}, offset {offset}: {error}"))
         };
         let high_watermark =
-            Offset::from_signed(fetched.high_watermark).map_err(|error| corrupt(&error))?;
+            Offset::from_signed(fetched.high_watermark).map_err(|error| unreadable(&error))?;
         let batches =
-            Batch::split(Bytes::clone(&fetched.batches)).map_err(|error| corrupt(&error))?;
-        let mut records = Vec::new();
-        let mut next = *offset;
+            Batch::split(Bytes::clone(&fetched.batches)).map_err(|error| unreadable(&error))?;
+        let (mut records, mut next, mut corrupt) = (Vec::new(), *offset, None);
         for batch in batches {
-            // A batch may begin below what was asked for.
-            let decoded = batch.records().map_err(|error| corrupt(&error))?;
-            records.extend(decoded.into_iter().filter(|record| record.offset >= next));
+            if let Err((at, reason)) = read(&batch, next, &mut records) {
+                next = at;
+                let behind = batch.end_offset();
+                let error = ClientError::Corrupt {
+                    topic: topic.clone(),
+                    partition: *partition,
+                    offset: at,
+                    next: behind,
+                    reason,
+                };
+                corrupt = Some((behind, error));
+                break;
+            }
             next = next.max(batch.end_offset());
         }
         *offset = next;
-        Ok(Consumed {
+        let consumed = Consumed {
             topic: topic.clone(),
             partition: *partition,
             records,
             next,
             high_watermark,
             took,
-        })
+        };
+        Ok((consumed, corrupt))
     }
+}
+
+/// Adds a batch's records from `from` on (it may begin below what was asked for).
+///
+/// # Errors
+/// The offset of the first record that cannot be decoded, and why; those before it are added.
+fn read(
+    batch: &Batch,
+    from: Offset,
+    records: &mut Vec<Record>,
+) -> Result<(), (Offset, BatchError)> {
+    let mut at = batch.base_offset();
+    let decoded = batch.iter(DECOMPRESSED_MAX);
+    for record in decoded.map_err(|error| (at.max(from), error))? {
+        let record = record.map_err(|error| (at.max(from), error))?;
+        at = record.offset.plus(1);
+        if record.offset >= from {
+            records.push(record);
+        }
+    }
+    Ok(())
 }

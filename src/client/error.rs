@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use quorate_types::ErrorCode;
+use quorate_record::BatchError;
+use quorate_types::{ErrorCode, Offset, PartitionId};
 use quorate_wire::{DOMAIN, ErrorInfo};
 use tonic::Status;
 use tonic_types::StatusExt;
@@ -22,6 +23,24 @@ pub enum ClientError {
     /// A node answered what makes no sense.
     #[error("unreadable answer: {0}")]
     Protocol(String),
+    /// Records that a producer has put into the log cannot be decoded: their batch is whole, what is
+    /// inside makes no sense. Nobody can read them; reading on from `next` goes past them.
+    #[error(
+        "{topic}-{partition}: the records from offset {offset} to {next} (exclusive) cannot be \
+         decoded: {reason}"
+    )]
+    Corrupt {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: PartitionId,
+        /// The first of them.
+        offset: Offset,
+        /// The offset after the last of them.
+        next: Offset,
+        /// What is wrong.
+        reason: BatchError,
+    },
     /// What was asked for cannot be.
     #[error("{0}")]
     Invalid(String),

@@ -90,6 +90,9 @@ impl Node {
         if tools.metrics.is_some() {
             describe_metrics();
         }
+        // Before the directory is touched: a start that a taken port refuses changes nothing there.
+        let clients = listen("--listen", &settings.listen).await?;
+        let nodes = listen("--internal-listen", &settings.internal_listen).await?;
         let opened =
             tokio::task::spawn_blocking(move || DataDirectory::open(&root, node, delay)).await;
         let died = |reason: String| NodeError::Died {
@@ -97,8 +100,6 @@ impl Node {
             reason,
         };
         let directory = Arc::new(opened.map_err(|panicked| died(panicked.to_string()))??);
-        let clients = listen("--listen", &settings.listen).await?;
-        let nodes = listen("--internal-listen", &settings.internal_listen).await?;
         let client_address = clients.local_addr().map_err(|source| NodeError::Listen {
             setting: "--listen",
             address: settings.listen.clone(),

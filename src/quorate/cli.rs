@@ -308,6 +308,10 @@ pub struct ConsumeArgs {
     #[arg(long)]
     pub exit_at_end: bool,
 
+    /// Tell of records that cannot be decoded, on stderr, and go on behind them, rather than stop
+    #[arg(long)]
+    pub skip_corrupt: bool,
+
     /// A template, json or raw [default: {value}, with --output json: json]
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
 
-use quorate_client::{Assignment, Client, Consumed, ConsumerOptions};
+use quorate_client::{Assignment, Client, ClientError, Consumed, ConsumerOptions};
 use quorate_proto::v1::list_offsets_request::{Earliest, Latest, Position};
 use quorate_types::{Offset, PartitionId};
 
@@ -102,9 +102,25 @@ pub(crate) async fn run(global: &Global, args: ConsumeArgs) -> Outcome {
     if assigned.is_empty() || left == 0 {
         return Ok(());
     }
-    let mut consumer = client.consumer(assigned, ConsumerOptions::default());
+    let options = ConsumerOptions {
+        skip_corrupt: args.skip_corrupt,
+        ..ConsumerOptions::default()
+    };
+    let mut consumer = client.consumer(assigned, options);
     while let Some(consumed) = consumer.poll().await {
-        let consumed = consumed.map_err(|error| told("reading stopped", &error))?;
+        let consumed = match consumed {
+            Ok(consumed) => consumed,
+            Err(error) => {
+                let (key, next) = skipped(error, args.skip_corrupt)?;
+                if args.exit_at_end && ends.get(&key).is_some_and(|end| next >= *end) {
+                    ends.remove(&key);
+                    if ends.is_empty() {
+                        return Ok(());
+                    }
+                }
+                continue;
+            }
+        };
         let key = (consumed.topic.clone(), consumed.partition);
         let end = ends.get(&key).copied();
         if args.exit_at_end && end.is_none() {
@@ -122,6 +138,28 @@ pub(crate) async fn run(global: &Global, args: ConsumeArgs) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// Tells of records that cannot be decoded where they may be skipped; gives their partition and the
+/// offset behind them. Any other error is the end.
+fn skipped(error: ClientError, skip: bool) -> Result<((String, PartitionId), Offset), Failure> {
+    let ClientError::Corrupt {
+        topic,
+        partition,
+        next,
+        ..
+    } = &error
+    else {
+        return Err(told("reading stopped", &error));
+    };
+    if !skip {
+        return Err(Failure::new("reading stopped", &error).hint(format!(
+            "`quorate consume {topic} --partition {partition} --from {next}` reads on behind them, \
+             and --skip-corrupt goes past all such records"
+        )));
+    }
+    eprintln!("skipped: {error}");
+    Ok(((topic.clone(), *partition), *next))
 }
 
 fn print(

@@ -16,6 +16,8 @@ pub enum Failure {
         why: String,
         /// What may help.
         hint: Option<String>,
+        /// What was given is wrong, whatever the state of the cluster: exit code 2.
+        usage: bool,
     },
     /// Everything was already said, on stdout or stderr; only the exit code is left.
     Said,
@@ -31,6 +33,26 @@ impl Failure {
             what: what.into(),
             why: why.to_string(),
             hint: None,
+            usage: false,
+        }
+    }
+
+    /// `what` cannot be done as it was asked for, because of `why`: wrong usage.
+    pub fn usage(what: impl Into<String>, why: impl fmt::Display) -> Self {
+        Self::Told {
+            what: what.into(),
+            why: why.to_string(),
+            hint: None,
+            usage: true,
+        }
+    }
+
+    /// What the process ends with.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::ClosedPipe => 0,
+            Self::Told { usage: true, .. } => 2,
+            Self::Told { .. } | Self::Said => 1,
         }
     }
 
@@ -38,10 +60,13 @@ impl Failure {
     #[must_use]
     pub fn hint(self, text: impl Into<String>) -> Self {
         match self {
-            Self::Told { what, why, .. } => Self::Told {
+            Self::Told {
+                what, why, usage, ..
+            } => Self::Told {
                 what,
                 why,
                 hint: Some(text.into()),
+                usage,
             },
             other => other,
         }
@@ -59,7 +84,10 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::Told { what, why, hint } = self else {
+        let Self::Told {
+            what, why, hint, ..
+        } = self
+        else {
             return Ok(());
         };
         write!(f, "error: {what}\n  why: {why}")?;
@@ -81,5 +109,8 @@ mod tests {
             failure.to_string(),
             "error: cannot list topics\n  why: nobody answers\n  try: quorate dev"
         );
+        assert_eq!(failure.exit_code(), 1);
+        let usage = Failure::usage("no such setting", "it is unknown").hint("--help");
+        assert_eq!(usage.exit_code(), 2);
     }
 }

@@ -50,7 +50,7 @@ pub fn main() -> ExitCode {
         Err(Failure::Said) => ExitCode::FAILURE,
         Err(told) => {
             eprintln!("{told}");
-            ExitCode::FAILURE
+            ExitCode::from(told.exit_code())
         }
     }
 }
@@ -70,7 +70,8 @@ fn begin(cli: Cli) -> Outcome {
         None => ("error", false),
     };
     let could_not = |why: &dyn std::fmt::Display| Failure::new("could not start", why);
-    let logging = Logging::start(levels, json).map_err(|why| could_not(&why))?;
+    let logging = Logging::start(levels, json)
+        .map_err(|why| Failure::usage("log-level cannot be used", why))?;
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return Err(could_not(&error)),

@@ -5,6 +5,7 @@ use std::io::Read;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use quorate_config::{ConfigError, KEYS, Layers, NodeSettings, Resolved, format_bytes};
 use quorate_node::{Node, NodeTools};
+use quorate_types::Endpoint;
 use serde_json::{Map, Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -36,7 +37,7 @@ fn machine() -> String {
 }
 
 fn refused(error: &ConfigError) -> Failure {
-    let failure = Failure::new("the settings cannot be used", error);
+    let failure = Failure::usage("the settings cannot be used", error);
     match &error.hint {
         Some(hint) => failure.hint(hint.clone()),
         None => failure,
@@ -135,6 +136,23 @@ fn raise_file_limit(connections: usize) {
     }
 }
 
+/// Warns of an advertised name that nobody can look up here. Only a warning: where names come with
+/// the nodes (containers, pods), this one's may not be known yet.
+async fn check_advertised(addresses: [(&'static str, Endpoint); 2]) {
+    for (setting, endpoint) in addresses {
+        let looked_up = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port)).await;
+        if let Err(error) = looked_up {
+            warn!(
+                setting,
+                %endpoint,
+                %error,
+                "the advertised name cannot be looked up on this machine: whoever is told it may not \
+                 reach this node; set `{setting}` to a name or an address that the others know"
+            );
+        }
+    }
+}
+
 pub(crate) async fn run(
     settings: NodeSettings,
     exit_with_parent: bool,
@@ -166,6 +184,12 @@ pub(crate) async fn run(
         asked.cancel();
     });
     raise_file_limit(settings.max_connections);
+    let advertised = [
+        ("advertise", settings.advertise.clone()),
+        ("internal-advertise", settings.internal_advertise.clone()),
+    ];
+    // Beside the start: a name server may take its time.
+    tokio::spawn(check_advertised(advertised));
     let version = env!("CARGO_PKG_VERSION");
     let memory = format_bytes(settings.memory_bound() >> 20 << 20);
     let data = settings.data_dir.display();

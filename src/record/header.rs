@@ -45,7 +45,7 @@ pub enum BatchError {
         extra: usize,
     },
     /// The length field is impossible.
-    #[error("batch length {0} is impossible")]
+    #[error("batch length {0} is impossible: a batch has at least 49 bytes after its length field")]
     Length(i32),
     /// Another format than v2.
     #[error("batch format (magic) is {0}, only 2 is taken")]
@@ -59,7 +59,9 @@ pub enum BatchError {
         computed: u32,
     },
     /// The codec is none of Kafka's.
-    #[error("compression codec {0} is unknown")]
+    #[error(
+        "compression codec {0} is unknown: 0 (none), 1 (gzip), 2 (snappy), 3 (lz4) and 4 (zstd) are taken"
+    )]
     Compression(i16),
     /// The record count does not fit the last offset delta, or there is no record.
     #[error("batch has {count} records and last offset delta {last_delta}: they must differ by 1")]
@@ -70,7 +72,7 @@ pub enum BatchError {
         last_delta: i32,
     },
     /// A number is negative that must not be.
-    #[error("batch field {0} is negative")]
+    #[error("batch field {0} is negative: it must be 0 or more")]
     Negative(&'static str),
     /// The records inside cannot be read.
     #[error("records are malformed: {0}")]

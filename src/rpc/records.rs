@@ -99,7 +99,7 @@ pub(crate) fn records_to_batch(
     now: Timestamp,
 ) -> Result<Batch, WireError> {
     if records.is_empty() {
-        return Err(WireError::Missing("records"));
+        return Err(WireError::NoRecords);
     }
     let mut builder = BatchBuilder::new(Compression::None);
     if let Some(tag) = producer(request)? {
@@ -141,9 +141,7 @@ fn producer(request: &v1::ProduceRequest) -> Result<Option<ProducerTag>, WireErr
             base_sequence: Sequence::from_signed(sequence)
                 .map_err(|_| WireError::Range("base_sequence"))?,
         })),
-        _ => Err(WireError::Missing(
-            "producer_id, producer_epoch or base_sequence",
-        )),
+        _ => Err(WireError::HalfProducer),
     }
 }
 

@@ -10,11 +10,19 @@ pub enum WireError {
     #[error("{0} must be 16 bytes long")]
     Id(&'static str),
     /// A number is outside of its range.
-    #[error("{0} is out of range")]
+    #[error("{0} is out of range: it must be 0 or more, and fit its field in a batch")]
     Range(&'static str),
-    /// Something is missing.
-    #[error("{0} is missing")]
-    Missing(&'static str),
+    /// A number names no kind of acknowledgement.
+    #[error("acks is {0}: must be 0 (all), 1 (leader) or 2 (none)")]
+    Acks(i32),
+    /// There is nothing to append.
+    #[error("the list of records is empty: a produce needs one at least")]
+    NoRecords,
+    /// An idempotent producer is named by half.
+    #[error(
+        "producer_id, producer_epoch and base_sequence go together: give all three, or none of them"
+    )]
+    HalfProducer,
 }
 
 /// Reads a topic id.
@@ -28,13 +36,13 @@ pub fn topic_id(bytes: &[u8]) -> Result<TopicId, WireError> {
 /// Reads the acks of a request.
 ///
 /// # Errors
-/// [`WireError::Range`] for a number that means nothing.
+/// [`WireError::Acks`] for a number that means nothing.
 pub fn acks(number: i32) -> Result<Acks, WireError> {
     match v1::Acks::try_from(number) {
         Ok(v1::Acks::All) => Ok(Acks::All),
         Ok(v1::Acks::Leader) => Ok(Acks::Leader),
         Ok(v1::Acks::None) => Ok(Acks::None),
-        Err(_) => Err(WireError::Range("acks")),
+        Err(_) => Err(WireError::Acks(number)),
     }
 }
 
