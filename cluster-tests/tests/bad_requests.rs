@@ -10,6 +10,7 @@ use cluster_tests::hostile::{Expected, at, batch, resealed};
 use cluster_tests::{Cluster, eventually};
 use quorate_proto::v1;
 use quorate_proto::v1::admin_client::AdminClient;
+use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_proto::v1::consume_request::Start;
 use quorate_proto::v1::consumer_client::ConsumerClient;
 use quorate_proto::v1::list_offsets_request::{Latest, Position};
@@ -566,6 +567,25 @@ async fn stream(node: &Endpoint, cases: Vec<(String, v1::ProduceRequest, Expecte
     );
 }
 
+/// Waits until this very node sees three active brokers: one that has just been started may still
+/// have the picture of before its end.
+async fn three_active(node: &Endpoint) {
+    eventually("three active brokers in a node's image", || async {
+        let client = ClusterClient::connect(format!("http://{node}")).await;
+        let mut client = client.map_err(|error| error.to_string())?;
+        let asked = client.describe(v1::DescribeClusterRequest::default()).await;
+        let brokers = asked
+            .map_err(|error| error.to_string())?
+            .into_inner()
+            .brokers;
+        let states: Vec<i32> = brokers.iter().map(|broker| broker.state).collect();
+        (states == [1, 1, 1])
+            .then_some(())
+            .ok_or(format!("states {states:?}"))
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_is_wrong_is_refused_by_name_and_changes_nothing() {
     let mut cluster = Cluster::start(Path::new(env!("CARGO_BIN_EXE_quorate-under-test"))).await;
@@ -585,7 +605,9 @@ async fn a_request_that_is_wrong_is_refused_by_name_and_changes_nothing() {
     })
     .await;
     cluster.processes.start_node(leader).unwrap();
-    cluster.all_active().await;
+    for node in cluster.processes.addresses() {
+        three_active(&node).await;
+    }
     cluster.all_in_sync(TOPIC).await;
     let nodes = cluster.processes.addresses();
     let mut client = ProducerClient::connect(format!("http://{}", nodes[0]))
