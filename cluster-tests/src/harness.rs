@@ -47,13 +47,24 @@ impl Cluster {
     /// Starts three nodes of `binary` that snapshot their metadata often, and waits until all of
     /// them take part.
     pub async fn start(binary: &Path) -> Self {
-        Self::start_with(binary, &[]).await
+        Self::start_so(binary, &[], |_| {}).await
     }
 
     /// The same with further flags of `quorate server`.
     pub async fn start_with(binary: &Path, flags: &[&str]) -> Self {
+        Self::start_so(binary, flags, |_| {}).await
+    }
+
+    /// The same after `prepare` has seen the directory that the nodes will keep their data in, node
+    /// N in `node-N`.
+    pub async fn start_in(binary: &Path, prepare: impl FnOnce(&Path)) -> Self {
+        Self::start_so(binary, &[], prepare).await
+    }
+
+    async fn start_so(binary: &Path, flags: &[&str], prepare: impl FnOnce(&Path)) -> Self {
         let alone = alone().await;
         let directory = TempDir::new().expect("a temporary directory can be made");
+        prepare(directory.path());
         let mut arguments = vec![
             "--snapshot-every-entries",
             "100",

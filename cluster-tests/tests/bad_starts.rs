@@ -10,7 +10,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -70,18 +70,23 @@ impl Drop for Process {
     }
 }
 
+/// Waits for the end of a process. Not by `wait`, which closes its stdin: that ends a node at once.
+fn ended(what: &str, process: &mut Process) -> ExitStatus {
+    let deadline = Instant::now() + SOON;
+    loop {
+        match process.0.try_wait().unwrap() {
+            Some(status) => return status,
+            None => assert!(Instant::now() < deadline, "{what}: it still runs"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Runs a start that must be refused; gives the exit code and what was said.
 fn refused(what: &str, mut command: Command) -> (Option<i32>, String) {
     let child = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut child = Process(child);
-    let deadline = Instant::now() + SOON;
-    let status = loop {
-        match child.0.try_wait().unwrap() {
-            Some(status) => break status,
-            None => assert!(Instant::now() < deadline, "{what}: it was not refused"),
-        }
-        std::thread::yield_now();
-    };
+    let status = ended(what, &mut child);
     let stderr = child.0.stderr.take().unwrap();
     let said: Vec<String> = BufReader::new(stderr).lines().map(Result::unwrap).collect();
     (status.code(), said.join("\n"))
@@ -119,7 +124,8 @@ fn runs(mut command: Command) -> (Process, String) {
 fn stop(mut node: Process) {
     let pid = nix::unistd::Pid::from_raw(i32::try_from(node.0.id()).unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-    assert!(node.0.wait().unwrap().success());
+    let status = ended("a node that was asked to stop", &mut node);
+    assert!(status.success(), "{status}");
 }
 
 /// Every file below a directory with its content, and every directory.

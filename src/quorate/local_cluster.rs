@@ -69,6 +69,14 @@ impl LocalCluster {
             .collect()
     }
 
+    /// Where other nodes reach the nodes, running or not.
+    pub fn internal_addresses(&self) -> Vec<Endpoint> {
+        self.nodes
+            .values()
+            .map(|node| node.plan.internal.clone())
+            .collect()
+    }
+
     /// Where the data and, with [`NodeLogs::Files`], the logs are.
     pub fn directory(&self) -> &Path {
         &self.options.directory
