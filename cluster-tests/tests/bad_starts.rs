@@ -174,7 +174,7 @@ fn settings_that_are_missing_unknown_wrong_or_contradict_each_other_are_named() 
         ("log-level", "loud", "log-level"),
         (
             "broker-session-timeout",
-            "100ms",
+            "500ms",
             "must be below broker-session-timeout",
         ),
         ("raft-election-min", "1h", "raft-election-min"),

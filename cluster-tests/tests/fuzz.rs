@@ -161,7 +161,7 @@ fn no_batch_breaks_who_parses_or_reads_it() {
 }
 
 /// Decodes as one kind of message; what is read must be the same when it is written and read again.
-fn decode<M: Message + Default + PartialEq>(bytes: &[u8]) {
+fn decode<M: Message + Default + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
     if let Ok(message) = M::decode(bytes) {
         assert_eq!(M::decode(&*message.encode_to_vec()).as_ref(), Ok(&message));
     }
