@@ -207,7 +207,7 @@ fn settings_that_are_missing_unknown_wrong_or_contradict_each_other_are_named() 
             &b"rack = \"a\"\nmax-conections = 5\n"[..],
             ["quorate.toml:2", "max-connections?"],
         ),
-        (b"rack = \n", ["quorate.toml:1", "rack"]),
+        (b"rack = \n", ["quorate.toml:1", "must be quoted"]),
         (b"\x00\xff\xfe not text", ["quorate.toml", "UTF-8"]),
         (
             b"\"segment.bytes\" = 1\n",

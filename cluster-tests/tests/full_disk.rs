@@ -145,6 +145,8 @@ async fn a_node_whose_disk_is_full_does_no_harm_and_heals() {
         told[0]
     );
     assert!(!log.contains("panicked"), "{log}");
+    let last = log.lines().rev().take(3).collect::<Vec<_>>();
+    println!("its last words, the last first: {last:#?}");
     let read = read_all(&cluster.client, TOPIC).await.unwrap();
     assert!(!read.is_empty(), "reads go on");
 
