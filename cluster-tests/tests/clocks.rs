@@ -1,6 +1,6 @@
 //! Nodes whose wall clocks are a day apart, one ahead and one behind: nobody is fenced for it, a
 //! failover goes on as ever, nothing that was acknowledged is lost. Clocks are changed for the
-//! processes alone, by libfaketime, whose path `QUORATE_FAKETIME` gives (`.ci/clocks`).
+//! processes alone, by libfaketime, whose path `LIBFAKETIME` gives (`.ci/clocks`).
 #![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
 use std::collections::BTreeMap;
@@ -30,8 +30,8 @@ const DAY_MS: i64 = 24 * 3_600_000;
 /// A start of the binary under the clock of its node: node 1 is a day ahead, node 2 a day behind.
 /// The monotonic clock is everybody's own.
 fn under_other_clocks(directory: &Path) -> PathBuf {
-    let library = std::env::var("QUORATE_FAKETIME");
-    let library = library.expect("QUORATE_FAKETIME names libfaketime.so.1: run .ci/clocks");
+    let library = std::env::var("LIBFAKETIME");
+    let library = library.expect("LIBFAKETIME names libfaketime.so.1: run .ci/clocks");
     assert!(Path::new(&library).exists(), "{library} is not there");
     let script = directory.join("quorate");
     let binary = env!("CARGO_BIN_EXE_quorate-under-test");
