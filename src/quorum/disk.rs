@@ -4,6 +4,10 @@
 //! after each flush that something relies on, and once when the store is opened. Values are kept
 //! in pieces so small that a sled page stays below the size where sled moves it to a file of its
 //! own, which it never syncs.
+//!
+//! sled takes its log for ended at the first byte that does not fit, without a word. What was
+//! promised to other members is therefore noted beside it ([`Promised`]), and an opening that finds
+//! less refuses.
 
 use std::fs::File;
 use std::io;
@@ -12,9 +16,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use crate::codec::{self, decode_entry};
+use crate::guarded::guarded;
 use crate::ids::{Entry, RaftLogId, Vote};
+use crate::promised::{PROMISED, Promise, Promised};
+use crate::sled_tail::small_file_fault;
 
 pub(crate) const SEGMENT: usize = 2 << 20;
 /// A page has 16 values at most before it is split; sled's limit for a page is SEGMENT / 4.
@@ -34,6 +42,8 @@ pub(crate) struct Disk {
     log: sled::Tree,
     marks: sled::Tree,
     file: File,
+    /// None in a copy that is only read.
+    promised: Option<Mutex<Promised>>,
 }
 
 /// What was found when the store was opened.
@@ -54,6 +64,32 @@ fn other(error: sled::Error) -> io::Error {
 
 fn damaged(what: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+const ADVICE: &str = "put the directory back as it was, or, while the other voters have a quorum, \
+                      empty the whole data directory so that the node joins as a new member";
+
+/// Names the file and what to do where the file itself is at fault; other errors may pass.
+fn explained(path: &Path, error: io::Error) -> io::Error {
+    use io::ErrorKind::{InvalidData, Other, UnexpectedEof};
+    if !matches!(error.kind(), InvalidData | Other | UnexpectedEof) || error.raw_os_error().is_some() {
+        return error;
+    }
+    damaged(format!("{}: {error}; {ADVICE}", path.display()))
+}
+
+/// sled's own words on a damaged `conf` or `snap.` name no file: they are checked before it.
+fn check_small_files(path: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if (name == "conf" || name.starts_with("snap."))
+            && let Some(why) = small_file_fault(&name, &std::fs::read(entry.path())?)
+        {
+            return Err(explained(&entry.path(), damaged(format!("it is damaged: {why}"))));
+        }
+    }
+    Ok(())
 }
 
 fn key(index: u64, piece: u16) -> [u8; 10] {
@@ -89,34 +125,93 @@ fn open_when_free(config: &sled::Config) -> sled::Result<sled::Db> {
 
 impl Disk {
     /// Opens or makes the store, brings all that it read to the disk and checks that the log has
-    /// no hole.
+    /// no hole and that nothing is gone that was promised.
     pub(crate) fn open(path: &Path) -> io::Result<(Arc<Self>, Found)> {
         std::fs::create_dir_all(path)?;
+        check_small_files(path)?;
+        let (file, opening) = (path.join("db"), path.to_owned());
+        match guarded(move || Self::open_unguarded(&opening)) {
+            Ok(opened) => opened,
+            Err(why) => Err(explained(&file, damaged(why))),
+        }
+    }
+
+    fn open_unguarded(path: &Path) -> io::Result<(Arc<Self>, Found)> {
+        let db = path.join("db");
+        let (mut disk, found) = Self::open_sled(path).map_err(|error| explained(&db, error))?;
+        File::open(path)?.sync_all()?;
+        if let Some(parent) = path.parent().filter(|parent| parent.is_dir()) {
+            File::open(parent)?.sync_all()?;
+        }
+        let promise = path.join(PROMISED);
+        if let Some(promised) =
+            Promised::read(&promise).map_err(|error| explained(&promise, error))?
+        {
+            disk.check(&found, &promised)
+                .map_err(|error| explained(&db, error))?;
+        } else if found.vote.is_some() || found.last.is_some() {
+            tracing::warn!(
+                file = %promise.display(),
+                "is missing beside a Raft log: what is in the log is taken for all there was"
+            );
+        }
+        let now = Promise {
+            vote: found.vote,
+            last: found.last,
+        };
+        disk.promised = Some(Mutex::new(Promised::begin(&promise, now)?));
+        File::open(path)?.sync_all()?;
+        Ok((Arc::new(disk), found))
+    }
+
+    fn open_sled(path: &Path) -> io::Result<(Self, Found)> {
         let config = sled::Config::new()
             .path(path)
             .flush_every_ms(None)
             .cache_capacity(CACHE)
             .segment_size(SEGMENT);
         let db = open_when_free(&config).map_err(other)?;
-        let log = db.open_tree("log").map_err(other)?;
-        let marks = db.open_tree("marks").map_err(other)?;
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .open(path.join("db"))?;
         let disk = Self {
+            log: db.open_tree("log").map_err(other)?,
+            marks: db.open_tree("marks").map_err(other)?,
+            file: File::options()
+                .read(true)
+                .write(true)
+                .open(path.join("db"))?,
+            promised: None,
             db,
-            log,
-            marks,
-            file,
         };
         disk.sync()?;
-        File::open(path)?.sync_all()?;
-        if let Some(parent) = path.parent().filter(|parent| parent.is_dir()) {
-            File::open(parent)?.sync_all()?;
-        }
         let found = disk.find()?;
-        Ok((Arc::new(disk), found))
+        Ok((disk, found))
+    }
+
+    /// What was promised must be there: a vote as new, and the last entry or what it was purged
+    /// behind.
+    fn check(&self, found: &Found, promised: &Promise) -> io::Result<()> {
+        let shown = |what: Option<String>| what.unwrap_or_else(|| "none".to_owned());
+        if promised.vote.is_some() && !(found.vote >= promised.vote) {
+            return Err(damaged(format!(
+                "the vote {} was given from here, and the file holds {}: with it this member could \
+                 vote twice",
+                shown(promised.vote.map(|vote| vote.to_string())),
+                shown(found.vote.map(|vote| vote.to_string())),
+            )));
+        }
+        let Some(last) = promised.last else {
+            return Ok(());
+        };
+        if found.purged.is_some_and(|purged| purged.index >= last.index) {
+            return Ok(());
+        }
+        let there = self.read(last.index, last.index + 1, usize::MAX)?;
+        if there.first().is_some_and(|entry| entry.log_id == last) {
+            return Ok(());
+        }
+        Err(damaged(format!(
+            "the Raft log was acknowledged up to {last}, and the file holds it up to {}",
+            shown(found.last.map(|last| last.to_string())),
+        )))
     }
 
     /// Opens a copy, to be read: nothing is checked, removed or synced. sled itself recovers, and
@@ -132,6 +227,7 @@ impl Disk {
             log: db.open_tree("log").map_err(other)?,
             marks: db.open_tree("marks").map_err(other)?,
             file: File::open(path.join("db"))?,
+            promised: None,
             db,
         })
     }
@@ -257,11 +353,19 @@ impl Disk {
                 batch.insert(&key(entry.log_id.index, number), piece);
             }
         }
-        self.log.apply_batch(batch).map_err(other)
+        self.log.apply_batch(batch).map_err(other)?;
+        if let (Some(promised), Some(last)) = (&self.promised, entries.last()) {
+            promised.lock().appended(last.log_id);
+        }
+        Ok(())
     }
 
     pub(crate) fn set_vote(&self, vote: &Vote) -> io::Result<()> {
-        self.set_mark(VOTE, codec::to_json(vote))
+        self.set_mark(VOTE, codec::to_json(vote))?;
+        if let Some(promised) = &self.promised {
+            promised.lock().voted(*vote);
+        }
+        Ok(())
     }
 
     pub(crate) fn set_committed(&self, committed: &Option<RaftLogId>) -> io::Result<()> {
@@ -277,6 +381,13 @@ impl Disk {
 
     /// Takes away every entry from index `from` on, all or none of them.
     pub(crate) fn truncate(&self, from: u64) -> io::Result<()> {
+        if let Some(promised) = &self.promised {
+            let before = from.checked_sub(1);
+            let before = before.map(|index| self.read(index, from, usize::MAX));
+            let before = before.transpose()?.unwrap_or_default();
+            let before = before.last().map(|entry| entry.log_id);
+            promised.lock().cut(from, before)?;
+        }
         let mut batch = sled::Batch::default();
         for pair in self.log.range(key(from, 0)..).keys() {
             batch.remove(pair.map_err(other)?);
@@ -309,6 +420,10 @@ impl Disk {
     /// On return, everything written before the call is on the disk.
     pub(crate) fn sync(&self) -> io::Result<()> {
         self.db.flush().map_err(other)?;
-        self.file.sync_data()
+        self.file.sync_data()?;
+        match &self.promised {
+            Some(promised) => promised.lock().kept(),
+            None => Ok(()),
+        }
     }
 }

@@ -2,29 +2,27 @@
 //! read it: it recovers, and writes while it does. So `DATA/metadata` is copied to a temporary
 //! directory (`TMPDIR`), and the copy is opened.
 
-use std::any::Any;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::time::Duration;
 
 use quorate_log::{Findings, Severity};
 use quorate_metadata::{LogId, MetadataImage};
 use tempfile::TempDir;
 
 use crate::disk::{Disk, Found};
+use crate::guarded::guarded;
 use crate::ids::{RaftId, StoredMembership};
 use crate::inspect_log::{LogCheck, describe};
+use crate::promised::{self, PROMISED};
 use crate::sled_tail::{Tail, TailKind, left_away, small_file_fault};
 use crate::snapshots::Snapshots;
 use crate::state_machine::{StateMachine, position};
 
 /// No larger metadata is copied, in bytes.
 const COPY_MAX: u64 = 4 << 30;
-/// sled has so long to open a damaged file or to read it.
-const PATIENCE: Duration = Duration::from_secs(120);
 /// Entries read ahead of whoever prints them.
 const AHEAD: usize = 64;
 const DB: &str = "metadata/log/db";
@@ -111,36 +109,6 @@ pub struct MetadataCopy {
     copy: TempDir,
     summary: MetadataSummary,
     disk: Option<Arc<Disk>>,
-}
-
-/// Runs what sled may never finish, or panic in, where its file is damaged.
-fn guarded<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
-    let (done, result) = mpsc::sync_channel(1);
-    let thread = std::thread::Builder::new()
-        .name("metadata-reader".to_owned())
-        .spawn(move || {
-            // Nobody waits any more once the patience is at an end.
-            let _ = done.send(work());
-        })
-        .map_err(|error| error.to_string())?;
-    match result.recv_timeout(PATIENCE) {
-        Ok(value) => Ok(value),
-        Err(mpsc::RecvTimeoutError::Timeout) => {
-            Err(format!("sled has not read it within {PATIENCE:?}"))
-        }
-        Err(mpsc::RecvTimeoutError::Disconnected) => Err(match thread.join() {
-            Err(panic) => format!("sled panicked: {}", panic_text(&*panic)),
-            Ok(()) => "sled gave no answer".to_owned(),
-        }),
-    }
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied());
-    text.unwrap_or("without a word").to_owned()
 }
 
 fn size_of(path: &Path) -> io::Result<u64> {
@@ -348,7 +316,8 @@ fn strays(path: &Path, findings: &mut Findings) {
         }
     }
     for name in names("log") {
-        let known = ["db", "conf", "blobs"].contains(&name.as_str()) || name.starts_with("snap.");
+        let known = ["db", "conf", "blobs", PROMISED].contains(&name.as_str())
+            || name.starts_with("snap.");
         if !known {
             let file = format!("metadata/log/{name}");
             findings.add(Severity::Note, &file, None, None, "is no file of sled's");
@@ -357,6 +326,12 @@ fn strays(path: &Path, findings: &mut Findings) {
             "db" | "blobs" => continue,
             _ => fs::read(path.join("log").join(&name)).unwrap_or_default(),
         };
+        if name == PROMISED
+            && let Some((at, why)) = promised::fault(&content)
+        {
+            let file = format!("metadata/log/{name}");
+            findings.add(Severity::Corruption, &file, at, None, why);
+        }
         if let Some(why) = small_file_fault(&name, &content) {
             let file = format!("metadata/log/{name}");
             let what = format!("{why}. The node does not start");

@@ -1,5 +1,6 @@
 //! The log and the state machine against openraft's own suite, and what a restart finds.
 
+use std::path::{Path, PathBuf};
 use std::collections::BTreeSet;
 
 use openraft::StorageError;
@@ -209,4 +210,74 @@ async fn an_entry_that_cannot_be_read_stops_the_state_machine() {
             .await
             .is_err()
     );
+}
+
+/// What a member knows after an opening, or why there is none.
+async fn reopened(path: &Path) -> Result<(Option<Vote>, Option<RaftLogId>, Vec<Entry>), String> {
+    let (mut log, closer) = LogStore::open(path).map_err(|error| error.to_string())?;
+    let vote = log.read_vote().await.unwrap();
+    let last = log.get_log_state().await.unwrap().last_log_id;
+    let entries = log.try_get_log_entries(..).await;
+    close(log, closer).await;
+    Ok((vote, last, entries.map_err(|error| error.to_string())?))
+}
+
+#[tokio::test]
+async fn a_flipped_bit_or_a_cut_never_makes_a_member_forget_in_silence() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, closer) = LogStore::open(dir.path()).unwrap();
+    append(&mut log, (0..40).map(|i| entry(i, 300))).await;
+    let (mut log, closer) = reopen(log, closer, &dir).await;
+    log.truncate_after(Some(at(29))).await.unwrap();
+    append(&mut log, (30..60).map(|i| entry(i, 300))).await;
+    log.save_vote(&Vote::new(9, RaftId::from(2))).await.unwrap();
+    close(log, closer).await;
+
+    let files: Vec<(PathBuf, Vec<u8>)> = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_file())
+        .map(|path| (path.clone(), std::fs::read(&path).unwrap()))
+        .collect();
+    let copy = |name: &Path, changed: &[u8]| {
+        let copy = tempfile::tempdir().unwrap();
+        for (path, content) in &files {
+            let to = copy.path().join(path.file_name().unwrap());
+            let content = if path == name { changed } else { content };
+            std::fs::write(to, content).unwrap();
+        }
+        copy
+    };
+    let whole = reopened(copy(Path::new(""), &[]).path()).await.unwrap();
+    assert_eq!(whole.1, Some(at(59)));
+    let mut refused = std::collections::BTreeMap::<String, usize>::new();
+    for (path, content) in &files {
+        let used = content.iter().rposition(|byte| *byte != 0).unwrap_or(0) + 1;
+        let mut damaged = vec![content[..content.len() / 2].to_vec(), content[..used / 2].to_vec()];
+        // All over the file, and what was written last.
+        let places = (0..24).map(|i| i * used / 24).chain((1..40).map(|i| used - i.min(used)));
+        for place in places {
+            let mut flipped = content.clone();
+            flipped[place] ^= 4;
+            damaged.push(flipped);
+        }
+        for changed in damaged {
+            let copy = copy(path, &changed);
+            let place = changed.iter().zip(content).position(|(a, b)| a != b);
+            match reopened(copy.path()).await {
+                Ok(found) => assert!(found == whole, "{}, {place:?}", path.display()),
+                Err(why) => {
+                    let named = why.contains(&copy.path().display().to_string());
+                    assert!(named && why.contains("new member"), "{why}");
+                    let name = path.file_name().unwrap().to_string_lossy().into_owned();
+                    *refused.entry(name).or_default() += 1;
+                    // Nor at the next start: sled has cut its file by now.
+                    let again = reopened(copy.path()).await;
+                    assert!(again.is_err() || again == Ok(whole.clone()), "{why}");
+                }
+            }
+        }
+    }
+    assert!(refused["db"] > 2, "{refused:?}");
+    assert!(refused["conf"] > 2, "{refused:?}");
 }
