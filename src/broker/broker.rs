@@ -358,7 +358,8 @@ impl Broker {
             .get(&call.partition)
             .ok_or(FetchError::NotLeader)?;
         let shared = &self.shared;
-        fetch::fetch(hosted, &shared.fetch_room, &shared.fetches, call).await
+        let (room, fetches) = (&shared.fetch_room, &shared.fetches);
+        fetch::fetch(hosted, room, fetches, &shared.mailbox, call).await
     }
 
     /// Room for an answer of `size` bytes that has come from another node; small ones need none,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use quorate_log::ReadError;
 use quorate_record::Batch;
 use quorate_types::{LeaderEpoch, Offset};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -11,6 +12,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::calls::{FetchCall, FetchError, Fetched, ListedOffset, OffsetPosition};
 use crate::hosted::{Hosted, Published};
+use crate::mailbox::{Mail, Mailbox};
 use crate::metrics::Fetches;
 
 /// Checks that this node leads at the epoch that the caller believes in; gives the epoch and its
@@ -75,6 +77,7 @@ pub(crate) async fn fetch(
     hosted: Arc<Hosted>,
     room: &Arc<Semaphore>,
     fetches: &Fetches,
+    mailbox: &Mailbox,
     mut call: FetchCall,
 ) -> Result<Fetched, FetchError> {
     let asked = call.max_bytes;
@@ -104,7 +107,7 @@ pub(crate) async fn fetch(
         let (bytes, room) = if call.offset < state.high_watermark {
             let (granted, mut room) = reserve(room, asked);
             call.max_bytes = granted;
-            let bytes = read(&hosted, fetches, &call, state.high_watermark).await?;
+            let bytes = read(&hosted, fetches, mailbox, &call, state.high_watermark).await?;
             if let Some(room) = &mut room {
                 drop(room.split(granted.saturating_sub(bytes.len())));
             }
@@ -130,6 +133,7 @@ pub(crate) async fn fetch(
 async fn read(
     hosted: &Arc<Hosted>,
     fetches: &Fetches,
+    mailbox: &Mailbox,
     call: &FetchCall,
     up_to: Offset,
 ) -> Result<Bytes, FetchError> {
@@ -139,7 +143,17 @@ async fn read(
         return Ok(bytes);
     }
     let reader = hosted.reader.clone();
-    let bytes = blocking(move || reader.read(from, up_to, max_bytes)).await?;
+    let (mailbox, partition) = (mailbox.clone(), call.partition);
+    let bytes = blocking(move || {
+        let read = reader.read(from, up_to, max_bytes);
+        if let Err(error @ (ReadError::Corrupt { .. } | ReadError::Io { .. })) = &read {
+            // Whoever asks again finds another leader, where there is one.
+            let why = error.to_string();
+            mailbox.notify(Mail::Unreadable { partition, why });
+        }
+        read
+    })
+    .await?;
     fetches.read(bytes.len(), false);
     Ok(bytes)
 }

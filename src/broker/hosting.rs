@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use quorate_config::TopicSettings;
-use quorate_log::{FoundPartition, LogOptions, PartitionLog};
+use quorate_log::{FoundPartition, LogError, LogOptions, PartitionLog};
 use quorate_metadata::{Delta, MetadataImage};
 use quorate_replication::{Event, PartitionView, Replica};
 use quorate_types::{TopicName, TopicPartition};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::Disk;
 use crate::plane::{Plane, Slot};
@@ -21,30 +21,69 @@ fn log_options(settings: &TopicSettings) -> LogOptions {
     }
 }
 
+/// The disk works, one file does not: that is one replica's damage and not the node's.
+fn one_file_fails(error: &LogError) -> bool {
+    /// EIO: the medium does not give the sector back.
+    const UNREADABLE: i32 = 5;
+    match error {
+        LogError::Corrupt { .. } => true,
+        LogError::Io { source, .. } => source.raw_os_error() == Some(UNREADABLE),
+        _ => false,
+    }
+}
+
 impl Plane {
-    /// Opens every partition found in the directory; gives the damaged ones (R9).
-    pub(crate) fn open_found(&mut self) -> Result<Vec<TopicPartition>, quorate_log::LogError> {
+    /// Opens every partition found in the directory; gives the damaged ones (R9), those among them
+    /// whose directories are gone.
+    pub(crate) fn open_found(&mut self) -> Result<Vec<TopicPartition>, LogError> {
         let mut damaged = Vec::new();
+        let mut lost = self.directory.hosted();
         for FoundPartition {
             topic: name,
             id,
             path,
         } in self.directory.partitions(self.grace)?
         {
-            let options = log_options(&TopicSettings::default());
-            let (log, report) = PartitionLog::open(
+            lost.remove(&id);
+            let opened = PartitionLog::open(
                 self.directory.dir(),
                 &path,
-                options,
+                log_options(&TopicSettings::default()),
                 self.directory.recovery_context(),
-            )?;
+            );
+            let (log, report) = match opened {
+                Err(failure) if one_file_fails(&failure) => {
+                    let partition = id.partition;
+                    error!(topic = %name, %partition, error = %failure, "replica cannot be read");
+                    damaged.push(id);
+                    continue;
+                }
+                opened => opened?,
+            };
             if let Some(why) = &report.damaged {
                 error!(topic = %name, partition = %id.partition, why, "replica is damaged");
                 damaged.push(id);
             }
             self.host(id, log);
         }
+        self.directory.note_hosted(self.slots.keys().copied())?;
+        for id in lost {
+            error!(partition = %id, "replica is damaged: its directory is gone");
+            damaged.push(id);
+        }
+        self.damaged.extend(damaged.iter().copied());
         Ok(damaged)
+    }
+
+    /// The registration is applied, and with it the damage that it told of.
+    pub(crate) fn damage_told(&mut self) {
+        for id in std::mem::take(&mut self.damaged) {
+            if let Some(slot) = self.slots.get(&id)
+                && let Err(error) = slot.replica.log().damage_told()
+            {
+                warn!(partition = %id, %error, "the next start reports this replica again");
+            }
+        }
     }
 
     fn host(&mut self, id: TopicPartition, log: PartitionLog<Disk>) {
@@ -74,17 +113,11 @@ impl Plane {
 
     /// Shows the replicas concerned their registration as the image has it now.
     pub(crate) fn show(&mut self, concerned: &[TopicPartition]) {
+        self.create_missing(concerned);
         for id in concerned {
             let Some(view) = PartitionView::of(&self.image, id, self.me, self.my_epoch) else {
                 continue;
             };
-            // A new replica is made by an image that shows this very life of the node.
-            if view.serving
-                && view.registration.has_replica(self.me)
-                && !self.slots.contains_key(id)
-            {
-                self.create(id, &view);
-            }
             if let Some(slot) = self.slots.get_mut(id) {
                 slot.replica.set_log_options(log_options(&view.settings));
                 self.step(*id, Event::View(view));
@@ -92,11 +125,34 @@ impl Plane {
         }
     }
 
-    fn create(&mut self, id: &TopicPartition, view: &PartitionView) {
-        let Some(topic) = self.image.topic(id.topic_id) else {
+    /// Makes new replicas, by an image that shows this very life of the node. That their logs are
+    /// here is noted durably before one of them takes a role: so a directory that is gone later is
+    /// known for lost, and not taken for a new replica's (R9).
+    fn create_missing(&mut self, concerned: &[TopicPartition]) {
+        let mut made = Vec::new();
+        for id in concerned {
+            if self.slots.contains_key(id) {
+                continue;
+            }
+            let view = PartitionView::of(&self.image, id, self.me, self.my_epoch);
+            if let Some(view) =
+                view.filter(|view| view.serving && view.registration.has_replica(self.me))
+                && let Some(log) = self.create(id, &view)
+            {
+                made.push((*id, log));
+            }
+        }
+        if made.is_empty() {
             return;
-        };
-        let name: TopicName = topic.name.clone();
+        }
+        match self.directory.note_hosted(made.iter().map(|(id, _)| *id)) {
+            Ok(()) => made.into_iter().for_each(|(id, log)| self.host(id, log)),
+            Err(error) => error!(%error, "new replicas cannot be noted: they take no role"),
+        }
+    }
+
+    fn create(&self, id: &TopicPartition, view: &PartitionView) -> Option<PartitionLog<Disk>> {
+        let name: TopicName = self.image.topic(id.topic_id)?.name.clone();
         let opened = PartitionLog::open(
             self.directory.dir(),
             &self.directory.partition_path(&name, id),
@@ -104,9 +160,15 @@ impl Plane {
             self.directory.recovery_context(),
         );
         match opened {
-            Ok((log, _)) => self.host(*id, log),
+            Ok((log, report)) if report.damaged.is_none() => Some(log),
+            // One that could not be read at the start can be now: the next start reports it.
+            Ok(_) => {
+                error!(topic = %name, partition = %id.partition, "replica is damaged: restart");
+                None
+            }
             Err(error) => {
                 error!(topic = %name, partition = %id.partition, %error, "replica cannot be made");
+                None
             }
         }
     }
@@ -153,6 +215,17 @@ impl Plane {
             .collect();
         for id in strays {
             self.drop_partition(&id, "stray");
+        }
+        // What was lost here and is no business of this node's any more.
+        for id in self.directory.hosted() {
+            let here = |id| {
+                self.image
+                    .partition(id)
+                    .is_some_and(|of| of.has_replica(self.me))
+            };
+            if !self.slots.contains_key(&id) && !here(&id) {
+                self.set_aside(&id);
+            }
         }
     }
 }

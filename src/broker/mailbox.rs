@@ -60,6 +60,11 @@ pub(crate) enum Mail {
         link: LinkId,
         message: LeaderMessage,
     },
+    /// A reader found a batch damaged on the disk.
+    Unreadable {
+        partition: TopicPartition,
+        why: String,
+    },
     Flushed(Vec<(TopicPartition, FlushDone)>),
     Proposed {
         partition: TopicPartition,

@@ -103,6 +103,8 @@ pub(crate) struct Plane {
     /// Links found broken while sending: told to the followers after the step.
     broken: BTreeSet<NodeId>,
     pub(crate) strays_swept: bool,
+    /// Found damaged by recovery, until the registration that tells of it is applied.
+    pub(crate) damaged: Vec<TopicPartition>,
 }
 
 impl Plane {
@@ -137,6 +139,7 @@ impl Plane {
             actions: Vec::new(),
             broken: BTreeSet::new(),
             strays_swept: false,
+            damaged: Vec::new(),
         };
         let damaged = plane.open_found()?;
         Ok((plane, damaged))
@@ -194,6 +197,7 @@ impl Plane {
             Mail::Image(image) => self.take_image(image),
             Mail::Registered(epoch) => {
                 self.my_epoch = Some(epoch);
+                self.damage_told();
                 let all: Vec<_> = self.slots.keys().copied().collect();
                 self.show(&all);
             }
@@ -277,6 +281,9 @@ impl Plane {
                 if self.links.is_current(from, link) {
                     self.step(message.partition(), Event::FromLeader { from, message });
                 }
+            }
+            Mail::Unreadable { partition, why } => {
+                self.step(partition, Event::Unreadable { why });
             }
             Mail::Flushed(done) => {
                 for (partition, done) in done {

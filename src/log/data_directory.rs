@@ -1,5 +1,6 @@
 //! One data directory: its lock, its identity, and the partitions in it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +17,10 @@ use uuid::Uuid;
 
 use crate::dir::{Dir, replace_file};
 use crate::error::{LogError, at};
-use crate::identity::{META, Meta, count_start, note_boot, take_clean_mark, write_clean_mark};
+use crate::identity::{
+    HOSTED, META, Meta, begin_directory, count_start, note_boot, read_hosted, take_clean_mark,
+    write_clean_mark, write_hosted,
+};
 use crate::open::RecoveryContext;
 use crate::os_dir::{OsDir, SlowDir};
 
@@ -44,6 +48,7 @@ pub struct DataDirectory {
     boot: BootId,
     same_boot: bool,
     clean_epoch: Option<BrokerEpoch>,
+    hosted: Mutex<BTreeSet<TopicPartition>>,
     _lock: Flock<File>,
 }
 
@@ -66,6 +71,8 @@ impl DataDirectory {
         let meta = match fs::read_to_string(root.join(META)) {
             Ok(text) => Meta::from_text(&text).map_err(|why| refused(format!("{META}: {why}")))?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                begin_directory(&*dir)
+                    .map_err(|error| refused(format!("cannot be written: {error}")))?;
                 let directory = DirectoryId::from(Uuid::new_v4());
                 let meta = Meta {
                     node,
@@ -86,10 +93,17 @@ impl DataDirectory {
         }
         dir.create_dir(LOGS).map_err(at(LOGS))?;
         dir.sync_dir(".").map_err(at(&shown))?;
+        let start = count_start(&*dir).map_err(|error| refused(error.to_string()))?;
+        let hosted = read_hosted(&*dir).map_err(|error| refused(error.to_string()))?;
+        if hosted.is_none() {
+            warn!(
+                directory = shown,
+                "{HOSTED} is missing: the partitions found are taken for all there were"
+            );
+        }
         let boot = boot_id();
         let before = note_boot(&*dir, boot).map_err(at(&shown))?;
         let clean_epoch = take_clean_mark(&*dir).map_err(at(&shown))?;
-        let start = count_start(&*dir).map_err(at(&shown))?;
         let random = Uuid::new_v4().as_u64_pair().0;
         Ok(Self {
             dir,
@@ -99,6 +113,7 @@ impl DataDirectory {
             boot,
             same_boot: before == Some(boot),
             clean_epoch,
+            hosted: Mutex::new(hosted.unwrap_or_default()),
             _lock: lock,
         })
     }
@@ -209,6 +224,30 @@ impl DataDirectory {
         }
     }
 
+    /// The partitions that have, or had, a log here.
+    pub fn hosted(&self) -> BTreeSet<TopicPartition> {
+        self.hosted.lock().clone()
+    }
+
+    /// Notes durably that these partitions have a log here: from now on its absence is damage
+    /// (R9). To be called before any of them takes a role.
+    ///
+    /// # Errors
+    /// Of the disk; then none of them is noted.
+    pub fn note_hosted(
+        &self,
+        ids: impl IntoIterator<Item = TopicPartition>,
+    ) -> Result<(), LogError> {
+        let mut hosted = self.hosted.lock();
+        let mut with = hosted.clone();
+        with.extend(ids);
+        if with != *hosted {
+            write_hosted(&*self.dir, &with).map_err(at(HOSTED))?;
+            *hosted = with;
+        }
+        Ok(())
+    }
+
     /// The directory of a partition.
     pub fn partition_path(&self, topic: &TopicName, id: &TopicPartition) -> String {
         format!("{LOGS}/{topic}-{}.{}", id.partition, id.topic_id)
@@ -220,6 +259,14 @@ impl DataDirectory {
     /// # Errors
     /// Of the disk.
     pub fn set_aside(&self, id: &TopicPartition) -> Result<(), LogError> {
+        {
+            let mut hosted = self.hosted.lock();
+            let mut without = hosted.clone();
+            if without.remove(id) {
+                write_hosted(&*self.dir, &without).map_err(at(HOSTED))?;
+                *hosted = without;
+            }
+        }
         for entry in self.dir.list(LOGS).map_err(at(LOGS))? {
             if parse_name(&entry.name).is_some_and(|(_, found)| found == *id) {
                 let path = format!("{LOGS}/{}", entry.name);

@@ -1,9 +1,12 @@
 //! The small facts of a data directory: whose it is, how often it was started, whether its last
-//! life ended cleanly.
+//! life ended cleanly, which partitions have a log in it.
 
+use std::collections::BTreeSet;
 use std::io;
 
-use quorate_types::{BootId, BrokerEpoch, ClusterId, DirectoryId, NodeId};
+use quorate_types::{
+    BootId, BrokerEpoch, ClusterId, DirectoryId, NodeId, PartitionId, TopicId, TopicPartition,
+};
 
 use crate::checkpoint::{crc, frame, unframe};
 use crate::dir::{Dir, read_file, replace_file};
@@ -76,15 +79,73 @@ impl Meta {
     }
 }
 
-/// Counts this start, durably; gives the new count.
+/// What an unreadable file of the directory's own leads to.
+fn unusable(name: &str, why: &str) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!(
+            "{name} {why}: put it back as it was, or empty the whole data directory so that the \
+             node joins as a new member"
+        ),
+    )
+}
+
+/// Begins the files that count and list, before the directory has an identity: where it has one,
+/// they must be there.
+pub(crate) fn begin_directory<D: Dir>(dir: &D) -> io::Result<()> {
+    replace_file(dir, ".", STARTS, &frame(&0_u64.to_be_bytes()))?;
+    write_hosted(dir, &BTreeSet::new())
+}
+
+/// Counts this start, durably; gives the new count. A count that went back would make this life
+/// one of the past, whose every proposal is refused.
 pub(crate) fn count_start<D: Dir>(dir: &D) -> io::Result<u64> {
-    let before = read_file(dir, STARTS)?
-        .as_deref()
-        .and_then(unframe)
+    let file = read_file(dir, STARTS)?.ok_or_else(|| unusable(STARTS, "is missing"))?;
+    let before = unframe(&file)
         .and_then(|body| body.try_into().ok())
-        .map_or(0, u64::from_be_bytes);
+        .map(u64::from_be_bytes)
+        .ok_or_else(|| {
+            unusable(
+                STARTS,
+                "is damaged: its checksum or its length does not fit",
+            )
+        })?;
     replace_file(dir, ".", STARTS, &frame(&(before + 1).to_be_bytes()))?;
     Ok(before + 1)
+}
+
+pub(crate) const HOSTED: &str = "hosted";
+const HOSTED_LEN: usize = 20;
+
+/// The partitions whose logs were made here: one that is listed and has no directory is lost.
+/// None where there is no list.
+pub(crate) fn read_hosted<D: Dir>(dir: &D) -> io::Result<Option<BTreeSet<TopicPartition>>> {
+    let Some(file) = read_file(dir, HOSTED)? else {
+        return Ok(None);
+    };
+    let body = unframe(&file).filter(|body| body.len().is_multiple_of(HOSTED_LEN));
+    let body = body.ok_or_else(|| {
+        unusable(
+            HOSTED,
+            "is damaged: its checksum or its length does not fit",
+        )
+    })?;
+    let ids = body.chunks_exact(HOSTED_LEN).filter_map(|id| {
+        let (topic, partition) = id.split_first_chunk::<16>()?;
+        let partition = u32::from_be_bytes(partition.try_into().ok()?);
+        let topic = TopicId::from_bytes(*topic);
+        Some(TopicPartition::new(topic, PartitionId::new(partition)))
+    });
+    Ok(Some(ids.collect()))
+}
+
+pub(crate) fn write_hosted<D: Dir>(dir: &D, ids: &BTreeSet<TopicPartition>) -> io::Result<()> {
+    let mut body = Vec::with_capacity(ids.len() * HOSTED_LEN);
+    for id in ids {
+        body.extend_from_slice(id.topic_id.as_bytes());
+        body.extend_from_slice(&id.partition.get().to_be_bytes());
+    }
+    replace_file(dir, ".", HOSTED, &frame(&body))
 }
 
 /// Takes the clean mark away, durably; gives the broker epoch that it was of.

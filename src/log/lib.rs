@@ -6,6 +6,7 @@
 //! segment and every directory entry.
 
 mod checkpoint;
+mod damage;
 mod data_directory;
 mod dir;
 mod error;

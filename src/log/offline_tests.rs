@@ -200,6 +200,7 @@ fn a_flip_in_any_file_and_a_missing_half_of_it_are_named() {
         let mut all = vec![
             "boot-id",
             "checkpoint",
+            "hosted",
             "index",
             "leader-epoch-checkpoint",
             "log",

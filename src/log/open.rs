@@ -9,15 +9,20 @@ use quorate_types::{LeaderEpoch, Offset};
 use tracing::warn;
 
 use crate::checkpoint::{POSITIONS_LEN, Positions, decode_epochs};
+use crate::damage::{damage_mark, mark_damaged};
 use crate::dir::{Dir, DirFile, OpenMode, read_file};
 use crate::error::{LogError, at};
 use crate::partition_log::{EPOCHS_FILE, LogOptions, POSITIONS_FILE, PartitionLog};
 use crate::reader::Shared;
 use crate::segment::{Index, Segment, base_of, file_name};
 use crate::truncate::{load_producers, remove_if_there};
+use crate::walk::SegmentWalk;
 
 /// Bytes read at a time while a segment is checked.
 const SCAN: usize = 1 << 20;
+
+/// No batch is larger, in bytes: `max.message.bytes` ends at 64 MiB.
+pub(crate) const BATCH_MAX: usize = 65 << 20;
 
 /// What the process knows of its last life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -89,10 +94,13 @@ impl<D: Dir> PartitionLog<D> {
         let epochs_path = file(EPOCHS_FILE);
         let stored_epochs = read_file(&*dir, &epochs_path).map_err(at(&epochs_path))?;
         let known_epochs = stored_epochs.as_deref().and_then(decode_epochs);
-        // Epochs of closed segments are in the file; without it every batch is looked at.
-        let recover_from = match (&stored_epochs, &known_epochs) {
-            (Some(_), None) => Offset::ZERO,
-            _ => positions.recovery_point,
+        let marked = damage_mark(&*dir, path)?;
+        // Epochs of closed segments are in the file; without it every batch is looked at, and so
+        // it is where damage was found before.
+        let recover_from = if marked.is_some() || known_epochs.is_none() {
+            Offset::ZERO
+        } else {
+            positions.recovery_point
         };
         let mut opening = Opening {
             dir: &dir,
@@ -106,7 +114,17 @@ impl<D: Dir> PartitionLog<D> {
             truncated_bytes: 0,
             corrupt: None,
         };
-        let log_end = opening.segments(recover_from, positions)?;
+        let mut log_end = opening.segments(recover_from, positions)?;
+        let producers = match load_producers(&*dir, path, &opening.segments, log_end) {
+            Err(error @ LogError::Corrupt { .. }) => {
+                // In a segment that was trusted: nothing is, the second time.
+                warn!(%error, "every segment is checked");
+                opening.segments.clear();
+                log_end = opening.segments(Offset::ZERO, positions)?;
+                load_producers(&*dir, path, &opening.segments, log_end)?
+            }
+            loaded => loaded?,
+        };
         let Opening {
             segments,
             truncated_bytes,
@@ -134,7 +152,11 @@ impl<D: Dir> PartitionLog<D> {
             position: 0,
             reason: "a log without a segment".to_owned(),
         })?;
-        let producers = load_producers(&*dir, path, &segments, log_end)?;
+        let damaged = marked.or(damaged);
+        if let Some(why) = &damaged {
+            // Before anything says that the log was never longer: until the cluster has been told.
+            mark_damaged(&*dir, path, why)?;
+        }
         let positions_file = dir
             .open(&positions_path, OpenMode::Append)
             .map_err(at(&positions_path))?;
@@ -219,6 +241,7 @@ impl<D: Dir> Opening<'_, D> {
                 }
                 self.truncated_bytes += size;
                 ended = true;
+                self.mark_if_corrupt()?;
                 self.remove(base)?;
                 continue;
             }
@@ -242,6 +265,7 @@ impl<D: Dir> Opening<'_, D> {
                             self.note_corrupt(format!("{path}, position {position}: {why}"));
                         }
                         self.truncated_bytes += length - scanned.size;
+                        self.mark_if_corrupt()?;
                         file.truncate(scanned.size).map_err(at(&path))?;
                         ended = true;
                     }
@@ -283,6 +307,14 @@ impl<D: Dir> Opening<'_, D> {
             position += piece.len() as u64;
         }
         file.sync_data().map_err(at(path))
+    }
+
+    /// Before a cut: after it nothing would show what was there.
+    fn mark_if_corrupt(&self) -> Result<(), LogError> {
+        match &self.corrupt {
+            Some(why) if self.same_boot => mark_damaged(&**self.dir, self.path, why),
+            _ => Ok(()),
+        }
     }
 
     fn note_corrupt(&mut self, what: String) {
@@ -353,7 +385,11 @@ impl<D: Dir> Opening<'_, D> {
                     found.end = header.end_offset();
                 }
                 Err(why) => {
-                    let incomplete = matches!(why, BatchError::Truncated { .. });
+                    // A changed length looks like a batch that ends beyond the file; then whole
+                    // ones follow.
+                    let incomplete = matches!(why, BatchError::Truncated { .. })
+                        && !SegmentWalk::open(&**self.dir, self.path, base)?
+                            .whole_after(found.size)?;
                     found.cut = Some((why, incomplete));
                     break;
                 }
@@ -378,6 +414,11 @@ pub(crate) fn next_batch<F: DirFile>(
         Ok(size) => size,
         Err(why) => return Ok(Err(why)),
     };
+    if size > BATCH_MAX {
+        // A length that only damage explains takes no memory.
+        let length = i32::try_from(size).unwrap_or(i32::MAX);
+        return Ok(Err(BatchError::Length(length)));
+    }
     if size as u64 > left {
         return Ok(Err(BatchError::Truncated {
             have: left as usize,

@@ -456,3 +456,127 @@ fn a_power_loss_of_what_only_the_page_cache_had_is_no_damage() {
     let (log, report) = open(&root, AFTER_POWER_LOSS);
     assert_eq!((report.damaged, log.log_end()), (None, Offset::new(1)));
 }
+
+/// A closed log of several segments, flushed and committed; and what is in it.
+fn closed() -> (TempDir, Vec<Batch>) {
+    let root = TempDir::new().unwrap();
+    let (mut log, _) = open(&root, AFTER_KILL);
+    for number in 0..30 {
+        if number % 10 == 0 {
+            log.begin_epoch(LeaderEpoch::new(1 + number / 10)).unwrap();
+        }
+        append(&mut log, 1 + number / 10, 3, u64::from(number));
+    }
+    flush(&mut log);
+    log.set_high_watermark(log.log_end());
+    let all = read_all(&log);
+    log.close().unwrap();
+    (root, all)
+}
+
+fn first_segment(root: &TempDir) -> std::path::PathBuf {
+    root.path().join(PATH).join("00000000000000000000.log")
+}
+
+#[test]
+fn epochs_are_read_from_the_batches_where_their_file_is_missing() {
+    let (root, all) = closed();
+    let epochs = open(&root, AFTER_KILL).0.epochs().clone();
+    assert_eq!(epochs.entries().len(), 3);
+    std::fs::remove_file(root.path().join(PATH).join("leader-epoch-checkpoint")).unwrap();
+    let (log, report) = open(&root, AFTER_KILL);
+    assert_eq!(log.epochs(), &epochs);
+    assert_eq!((report.damaged, read_all(&log)), (None, all));
+}
+
+#[test]
+fn a_header_that_cannot_be_read_below_the_recovery_point_is_damage_and_no_error() {
+    let (root, all) = closed();
+    for entry in std::fs::read_dir(root.path().join(PATH)).unwrap() {
+        let path = entry.unwrap().path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "snapshot")
+        {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    let file = first_segment(&root);
+    let mut bytes = std::fs::read(&file).unwrap();
+    let at = all[0].size() + 16;
+    bytes[at] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let (log, report) = open(&root, AFTER_KILL);
+    assert!(report.damaged.is_some());
+    assert_eq!(read_all(&log), all[..1]);
+}
+
+#[test]
+fn damage_is_reported_by_every_start_until_the_cluster_knows() {
+    let (root, all) = closed();
+    let (log, _) = open(&root, AFTER_KILL);
+    log.mark_damaged("a batch could not be read").unwrap();
+    drop(log);
+    let file = first_segment(&root);
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[all[0].size() + 70] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    for _ in 0..2 {
+        let (log, report) = open(&root, AFTER_POWER_LOSS);
+        assert!(report.damaged.is_some());
+        assert_eq!(read_all(&log), all[..1]);
+    }
+    open(&root, AFTER_KILL).0.damage_told().unwrap();
+    assert_eq!(open(&root, AFTER_KILL).1.damaged, None);
+}
+
+#[test]
+fn a_changed_length_in_the_middle_is_not_taken_for_a_torn_end() {
+    for flipped in [8, 9] {
+        let root = TempDir::new().unwrap();
+        let (mut log, _) = open(&root, AFTER_KILL);
+        let first = append(&mut log, 1, 2, 0);
+        append(&mut log, 1, 2, 1);
+        append(&mut log, 1, 2, 2);
+        flush(&mut log);
+        drop(log);
+        let file = first_segment(&root);
+        let mut bytes = std::fs::read(&file).unwrap();
+        // Nearly 2 GiB: neither taken for a torn end, nor allocated; and 4 MiB.
+        bytes[first.size() + flipped] ^= if flipped == 8 { 0x7f } else { 0x40 };
+        std::fs::write(&file, bytes).unwrap();
+        let (log, report) = open(&root, AFTER_KILL);
+        assert!(report.damaged.is_some(), "byte {flipped}");
+        assert_eq!(read_all(&log), [first]);
+    }
+}
+
+#[test]
+fn a_damaged_count_or_list_keeps_the_directory_closed_and_is_named() {
+    let id = TopicPartition::new(
+        quorate_types::TopicId::from_bytes([4; 16]),
+        quorate_types::PartitionId::new(2),
+    );
+    for name in ["start-count", "hosted"] {
+        let root = TempDir::new().unwrap();
+        let start = || DataDirectory::open(root.path(), NodeId::new(1), Duration::ZERO);
+        let first = start().unwrap();
+        first.note_hosted([id]).unwrap();
+        drop(first);
+        let again = start().unwrap();
+        assert_eq!(again.incarnation().start, 2);
+        assert_eq!(again.hosted().into_iter().collect::<Vec<_>>(), [id]);
+        drop(again);
+        let whole = std::fs::read(root.path().join(name)).unwrap();
+        let mut flipped = whole.clone();
+        flipped[whole.len() / 2] ^= 1;
+        for damaged in [&flipped[..], &whole[..whole.len() / 2]] {
+            std::fs::write(root.path().join(name), damaged).unwrap();
+            let why = start().err().expect("it is damaged").to_string();
+            assert!(why.contains(name) && why.contains("new member"), "{why}");
+        }
+        std::fs::write(root.path().join(name), whole).unwrap();
+        start().unwrap().set_aside(&id).unwrap();
+        assert!(start().unwrap().hosted().is_empty());
+    }
+}

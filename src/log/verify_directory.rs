@@ -8,7 +8,7 @@ use crate::data_directory::{DELETED, LOCK, LOGS, parse_name};
 use crate::dir::Dir;
 use crate::error::{LogError, at};
 use crate::finding::{Findings, Severity};
-use crate::identity::{BOOT, CLEAN, META, Meta, STARTS};
+use crate::identity::{BOOT, CLEAN, HOSTED, META, Meta, STARTS};
 use crate::verify_files::read;
 
 /// What the small files say; none where a file is missing or damaged.
@@ -69,12 +69,7 @@ pub fn verify_directory<D: Dir>(
         }
     };
     let number = |body: Vec<u8>| body.try_into().ok().map(u64::from_be_bytes);
-    facts.starts = framed(
-        STARTS,
-        8,
-        "The next start counts from 1 again, and the cluster takes it for an older life",
-    )
-    .and_then(number);
+    facts.starts = framed(STARTS, 8, "The node does not start").and_then(number);
     facts.clean_epoch = framed(CLEAN, 8, "The next start takes the last stop for a crash")
         .and_then(number)
         .map(BrokerEpoch::new);
@@ -84,6 +79,12 @@ pub fn verify_directory<D: Dir>(
         "The next start takes the machine for booted since",
     )
     .and_then(|body| BootId::from_slice(&body));
+    if let Some(file) = read(dir, HOSTED, findings)
+        && let Some((position, why)) = frame_fault(&file)
+    {
+        let what = format!("{why}. The node does not start");
+        findings.add(Severity::Corruption, HOSTED, position, None, what);
+    }
     strays(dir, findings)?;
     Ok(facts)
 }
@@ -94,7 +95,7 @@ fn read_meta(bytes: &[u8]) -> Result<Meta, String> {
 }
 
 fn strays<D: Dir>(dir: &D, findings: &mut Findings) -> Result<(), LogError> {
-    const FILES: [&str; 5] = [LOCK, META, STARTS, CLEAN, BOOT];
+    const FILES: [&str; 6] = [LOCK, META, STARTS, CLEAN, BOOT, HOSTED];
     let mut has_starts = false;
     let mut has_logs = false;
     for entry in dir.list(".").map_err(at("."))? {
@@ -112,8 +113,7 @@ fn strays<D: Dir>(dir: &D, findings: &mut Findings) -> Result<(), LogError> {
         }
     }
     if !has_starts && has_logs {
-        let what = "is missing: the next start counts from 1 again, and the cluster takes it for \
-                    an older life";
+        let what = "is missing: the node does not start";
         findings.add(Severity::Corruption, STARTS, None, None, what);
     }
     if !has_logs {

@@ -5,6 +5,7 @@ use quorate_record::{LeaderEpochCache, ProducerStates};
 use quorate_types::Offset;
 
 use crate::checkpoint::{POSITIONS_LEN, Positions, decode_epochs, frame_fault, unframe};
+use crate::damage::DAMAGED_FILE;
 use crate::dir::{Dir, DirFile, OpenMode, read_file};
 use crate::error::{LogError, at};
 use crate::finding::{Findings, Severity};
@@ -295,6 +296,12 @@ pub(crate) fn strays<D: Dir>(
         }
         let known = base_of(name, "log").is_some() || base_of(name, "snapshot").is_some();
         if known || name == EPOCHS_FILE || name == POSITIONS_FILE {
+            continue;
+        }
+        if name == DAMAGED_FILE {
+            let what = "says that the replica was found damaged: the next start checks every batch \
+                        and reports it";
+            findings.add(Severity::Corruption, &path, None, None, what);
             continue;
         }
         let what = if name.ends_with(".tmp") {

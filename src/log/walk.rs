@@ -7,11 +7,9 @@ use quorate_types::Offset;
 
 use crate::dir::{Dir, DirFile, OpenMode};
 use crate::error::{LogError, at};
-use crate::open::next_batch;
+use crate::open::{BATCH_MAX, next_batch};
 use crate::segment::{base_of, file_name};
 
-/// No batch is larger: `max.message.bytes` ends at 64 MiB.
-const BATCH_MAX: u64 = 65 << 20;
 /// Bytes read at a time while the next batch is looked for.
 const BLOCK: usize = 64 << 10;
 /// So many places that look like a header are tried before the rest of a file is given up.
@@ -125,19 +123,12 @@ impl<F: DirFile> SegmentWalk<F> {
     }
 
     fn batch_at(&self, position: u64) -> Result<Result<Batch, BatchError>, LogError> {
-        let mut head = [0; HEADER_LEN];
-        let read = self.file.read_at(&mut head, position);
-        let read = read.map_err(at(&self.path))?;
-        // A length that only damage explains takes no memory.
-        if let Ok(size) = BatchHeader::size_of(&head[..read])
-            && size as u64 > BATCH_MAX
-            && size as u64 <= self.length - position
-        {
-            return Ok(Err(BatchError::Length(
-                i32::try_from(size).unwrap_or(i32::MAX),
-            )));
-        }
         next_batch(&self.file, &self.path, position, self.length)
+    }
+
+    /// Whether a whole batch lies somewhere after the one at `position`, which is not.
+    pub(crate) fn whole_after(&self, position: u64) -> Result<bool, LogError> {
+        Ok(self.resume_after(position, None)? < self.length)
     }
 
     /// Where the next whole batch begins after damage: first where the damaged one says that it
@@ -165,7 +156,7 @@ impl<F: DirFile> SegmentWalk<F> {
                 };
                 let position = start + inner as u64;
                 if header.base_offset < self.base
-                    || header.size as u64 > (self.length - position).min(BATCH_MAX)
+                    || header.size as u64 > (self.length - position).min(BATCH_MAX as u64)
                 {
                     continue;
                 }

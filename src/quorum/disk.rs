@@ -72,7 +72,9 @@ const ADVICE: &str = "put the directory back as it was, or, while the other vote
 /// Names the file and what to do where the file itself is at fault; other errors may pass.
 fn explained(path: &Path, error: io::Error) -> io::Error {
     use io::ErrorKind::{InvalidData, Other, UnexpectedEof};
-    if !matches!(error.kind(), InvalidData | Other | UnexpectedEof) || error.raw_os_error().is_some() {
+    if !matches!(error.kind(), InvalidData | Other | UnexpectedEof)
+        || error.raw_os_error().is_some()
+    {
         return error;
     }
     damaged(format!("{}: {error}; {ADVICE}", path.display()))
@@ -86,7 +88,10 @@ fn check_small_files(path: &Path) -> io::Result<()> {
         if (name == "conf" || name.starts_with("snap."))
             && let Some(why) = small_file_fault(&name, &std::fs::read(entry.path())?)
         {
-            return Err(explained(&entry.path(), damaged(format!("it is damaged: {why}"))));
+            return Err(explained(
+                &entry.path(),
+                damaged(format!("it is damaged: {why}")),
+            ));
         }
     }
     Ok(())
@@ -201,7 +206,10 @@ impl Disk {
         let Some(last) = promised.last else {
             return Ok(());
         };
-        if found.purged.is_some_and(|purged| purged.index >= last.index) {
+        if found
+            .purged
+            .is_some_and(|purged| purged.index >= last.index)
+        {
             return Ok(());
         }
         let there = self.read(last.index, last.index + 1, usize::MAX)?;

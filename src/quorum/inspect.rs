@@ -316,8 +316,8 @@ fn strays(path: &Path, findings: &mut Findings) {
         }
     }
     for name in names("log") {
-        let known = ["db", "conf", "blobs", PROMISED].contains(&name.as_str())
-            || name.starts_with("snap.");
+        let known =
+            ["db", "conf", "blobs", PROMISED].contains(&name.as_str()) || name.starts_with("snap.");
         if !known {
             let file = format!("metadata/log/{name}");
             findings.add(Severity::Note, &file, None, None, "is no file of sled's");

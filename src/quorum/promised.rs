@@ -97,7 +97,10 @@ impl Promised {
         if let Some((position, why)) = fault(&bytes) {
             tracing::warn!(file = %path.display(), position, why, "the other record is taken");
         }
-        let newest = bytes.chunks_exact(SLOT).filter_map(decode).max_by_key(|(number, _)| *number);
+        let newest = bytes
+            .chunks_exact(SLOT)
+            .filter_map(decode)
+            .max_by_key(|(number, _)| *number);
         match newest {
             Some((_, promise)) => Ok(Some(promise)),
             None => Err(io::Error::new(
@@ -165,7 +168,8 @@ impl Promised {
     fn write(&mut self) -> io::Result<()> {
         self.number += 1;
         let place = (self.number % 2) * SLOT as u64;
-        self.file.write_all_at(&encode(self.number, &self.noted)?, place)
+        self.file
+            .write_all_at(&encode(self.number, &self.noted)?, place)
     }
 }
 

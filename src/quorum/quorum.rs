@@ -76,15 +76,17 @@ fn open(config: &QuorumConfig) -> Result<Opened, QuorumError> {
     let error = |error: io::Error| storage(path, error);
     let (log, closer) = LogStore::open(&path.join("log")).map_err(error)?;
     let snapshots = Snapshots::open(path.join("snapshots")).map_err(error)?;
-    let (machine, view) = StateMachine::open(snapshots).map_err(error)?;
+    let (machine, view) = StateMachine::open(snapshots.clone()).map_err(error)?;
     let index = |id: Option<RaftLogId>| id.map(|id| id.index);
     if index(log.purged()) > index(machine.applied()) {
         return Err(storage(
             path,
             format!(
-                "the log begins after entry {:?}, but no whole snapshot reaches that far; empty \
-                 the whole data directory so that the node joins as a new member",
-                index(log.purged())
+                "the log begins after entry {:?}, but no whole snapshot reaches that far{}; put it \
+                 back as it was, or empty the whole data directory so that the node joins as a new \
+                 member",
+                index(log.purged()),
+                damaged_snapshots(&snapshots)
             ),
         ));
     }
@@ -101,6 +103,16 @@ fn open(config: &QuorumConfig) -> Result<Opened, QuorumError> {
         check_same(ours, theirs, || "the metadata in it".to_owned())?;
     }
     Ok((log, closer, machine, view))
+}
+
+/// Which snapshots are not whole, for a message.
+fn damaged_snapshots(snapshots: &Snapshots) -> String {
+    let checked = snapshots.check().unwrap_or_default();
+    let damaged = checked.into_iter().filter_map(|(name, read)| {
+        let error = read.err()?;
+        Some(format!(" (snapshots/{name}: {error})"))
+    });
+    damaged.collect()
 }
 
 fn check_same(

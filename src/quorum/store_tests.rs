@@ -1,7 +1,7 @@
 //! The log and the state machine against openraft's own suite, and what a restart finds.
 
-use std::path::{Path, PathBuf};
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use openraft::StorageError;
 use openraft::storage::RaftStateMachine;
@@ -253,9 +253,14 @@ async fn a_flipped_bit_or_a_cut_never_makes_a_member_forget_in_silence() {
     let mut refused = std::collections::BTreeMap::<String, usize>::new();
     for (path, content) in &files {
         let used = content.iter().rposition(|byte| *byte != 0).unwrap_or(0) + 1;
-        let mut damaged = vec![content[..content.len() / 2].to_vec(), content[..used / 2].to_vec()];
+        let mut damaged = vec![
+            content[..content.len() / 2].to_vec(),
+            content[..used / 2].to_vec(),
+        ];
         // All over the file, and what was written last.
-        let places = (0..24).map(|i| i * used / 24).chain((1..40).map(|i| used - i.min(used)));
+        let places = (0..24)
+            .map(|i| i * used / 24)
+            .chain((1..40).map(|i| used - i.min(used)));
         for place in places {
             let mut flipped = content.clone();
             flipped[place] ^= 4;

@@ -152,6 +152,11 @@ pub enum Event {
     },
     /// A flush has ended.
     Flushed(FlushDone),
+    /// A reader found what the log cannot have written, or the disk did not give it back.
+    Unreadable {
+        /// The file, the position, and what is wrong.
+        why: String,
+    },
     /// A proposal has ended.
     Proposed {
         /// Which.

@@ -1,7 +1,7 @@
 //! Bringing the log to the followers: pushed as it is appended, within a window a partition and
 //! what room the stream has.
 
-use quorate_log::{Dir, PartitionLog};
+use quorate_log::{Dir, PartitionLog, ReadError};
 use quorate_record::Batch;
 use quorate_types::{Offset, TopicPartition};
 use tracing::error;
@@ -13,6 +13,9 @@ use crate::messages::{Batches, Heartbeat, LeaderMessage};
 
 impl<F: Faults> ReplicaLeader<F> {
     /// Pushes what every follower can take.
+    ///
+    /// # Errors
+    /// Which file cannot be read, and why.
     pub(crate) fn push<D: Dir>(
         &mut self,
         cx: &Context<'_>,
@@ -20,15 +23,25 @@ impl<F: Faults> ReplicaLeader<F> {
         log: &PartitionLog<D>,
         timing: &Timing,
         out: &mut Vec<Action<D>>,
-    ) {
+    ) -> Result<(), String> {
         for follower in self.followers.values_mut() {
             let Some(subscription) = &mut follower.subscription else {
                 continue;
             };
-            if !push_to(cx, partition, log, timing, subscription, out) {
-                follower.subscription = None;
+            match push_to(cx, partition, log, timing, subscription, out) {
+                Ok(()) => {}
+                Err(error) => {
+                    follower.subscription = None;
+                    match error {
+                        ReadError::NotThere(offset) => {
+                            error!(%partition, %offset, "a follower asks for what is not there");
+                        }
+                        error => return Err(error.to_string()),
+                    }
+                }
             }
         }
+        Ok(())
     }
 
     /// Signs of life: where the high watermark has moved, and now and then.
@@ -72,7 +85,7 @@ impl<F: Faults> ReplicaLeader<F> {
     }
 }
 
-/// Pushes to one follower; `false` where the log cannot be read.
+/// Pushes to one follower, until it can take no more.
 fn push_to<D: Dir>(
     cx: &Context<'_>,
     partition: TopicPartition,
@@ -80,7 +93,7 @@ fn push_to<D: Dir>(
     timing: &Timing,
     subscription: &mut Subscription,
     out: &mut Vec<Action<D>>,
-) -> bool {
+) -> Result<(), ReadError> {
     let mut room = cx.streams.room(subscription.stream);
     while subscription.next < log.log_end()
         && subscription.bytes_under_way < timing.window_bytes
@@ -89,16 +102,12 @@ fn push_to<D: Dir>(
         let read = log
             .reader()
             .read(subscription.next, log.log_end(), timing.push_bytes);
-        let bytes = match read {
-            Ok(bytes) if !bytes.is_empty() => bytes,
-            Ok(_) => return true,
-            Err(error) => {
-                error!(%partition, %error, "the log cannot be read for a follower");
-                return false;
-            }
-        };
+        let bytes = read?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
         let Some(end) = Batch::end_of(&bytes) else {
-            return false;
+            return Err(ReadError::NotThere(subscription.next));
         };
         let size = bytes.len() as u64;
         room = room.saturating_sub(bytes.len());
@@ -119,5 +128,5 @@ fn push_to<D: Dir>(
             message,
         });
     }
-    true
+    Ok(())
 }

@@ -48,7 +48,9 @@ pub struct Replica<D: Dir, F: Faults = NoFaults> {
     /// Since when a flush is under way.
     pub(crate) flushing_since: Option<Duration>,
     pub(crate) checkpointed_at: Duration,
-    me: NodeId,
+    /// Why the only in-sync replica cannot be read somewhere, as it was told last.
+    pub(crate) unreadable: Option<String>,
+    pub(crate) me: NodeId,
     subscriptions: Arc<AtomicU64>,
     parked: BTreeMap<NodeId, (StreamId, Subscribe)>,
     next_deadline: Duration,
@@ -73,6 +75,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             notice: None,
             flushing_since: None,
             checkpointed_at: Duration::ZERO,
+            unreadable: None,
             me,
             subscriptions,
             parked: BTreeMap::new(),
@@ -155,6 +158,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
                 }
             }
             Event::Flushed(done) => self.flushed(cx, done, out),
+            Event::Unreadable { why } => self.unreadable(cx, why, out),
             Event::Proposed { id, result } => self.proposed(cx, id, result),
             Event::Tick => self.tick(cx, out),
         }
@@ -219,7 +223,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
         out.push(Action::Status);
     }
 
-    fn leave_role(&mut self, out: &mut Vec<Action<D>>) {
+    pub(crate) fn leave_role(&mut self, out: &mut Vec<Action<D>>) {
         if let Role::Leader(leader) = &mut self.role {
             info!(partition = %self.id, epoch = %leader.epoch, "leadership ends");
             leader.abandon(out);
@@ -400,6 +404,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
     /// What follows from any change: the high watermark and its answers, ISR proposals, data for
     /// followers, subscriptions, the next flush.
     fn settle(&mut self, cx: &Context<'_>, out: &mut Vec<Action<D>>) {
+        let mut pushed = Ok(());
         match &mut self.role {
             Role::Leader(leader) => {
                 leader.propose_isr(
@@ -413,7 +418,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
                 if leader.advance(&mut self.log, &self.timing, cx.now) {
                     leader.acknowledge(&self.log, out);
                 }
-                leader.push(cx, self.id, &self.log, &self.timing, out);
+                pushed = leader.push(cx, self.id, &self.log, &self.timing, out);
                 if leader.owes_high_watermark(self.log.high_watermark()) {
                     self.next_deadline = self.next_deadline.min(cx.now);
                 }
@@ -426,6 +431,9 @@ impl<D: Dir, F: Faults> Replica<D, F> {
                 }
             }
             Role::Idle | Role::Failed(_) | Role::Damaged => {}
+        }
+        if let Err(why) = pushed {
+            self.unreadable(cx, why, out);
         }
         self.send_notice(cx.now, out);
         self.start_flush(cx.now, out);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use quorate_log::{Dir, FlushDone};
+use quorate_log::{Dir, FlushDone, LogError};
 use quorate_metadata::Command;
 use quorate_types::LeaderEpoch;
 use tracing::{error, warn};
@@ -70,16 +70,49 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             .view
             .as_ref()
             .map(|view| view.registration.leader_epoch);
-        self.role = match self.log.cut_to_flushed() {
-            Ok(()) => Role::Failed(epoch.unwrap_or(LeaderEpoch::ZERO)),
+        match self.log.cut_to_flushed() {
+            Ok(()) => self.role = Role::Failed(epoch.unwrap_or(LeaderEpoch::ZERO)),
             Err(error) => {
                 error!(partition = %self.id, %error, "the log cannot be cut: replica stops");
-                Role::Damaged
+                if matches!(error, LogError::Corrupt { .. }) {
+                    self.stop_damaged(&error.to_string());
+                } else {
+                    self.role = Role::Damaged;
+                }
             }
-        };
+        }
         self.flushing_since = None;
         self.report_damaged(cx.now);
         out.push(Action::Status);
+    }
+
+    /// R13: a batch of this log cannot be read from the disk. Another in-sync replica has it: this
+    /// one gives way, and its next start checks every batch. The only one goes on with what it has:
+    /// nobody could do better.
+    pub(crate) fn unreadable(&mut self, cx: &Context<'_>, why: String, out: &mut Vec<Action<D>>) {
+        if matches!(self.role, Role::Damaged) {
+            return;
+        }
+        let isr = self.view.as_ref().map(|view| &view.registration.isr);
+        if isr.is_some_and(|isr| isr.iter().all(|member| *member == self.me)) {
+            if self.unreadable.as_ref() != Some(&why) {
+                error!(partition = %self.id, why, "the only in-sync replica is damaged");
+                self.unreadable = Some(why);
+            }
+            return;
+        }
+        error!(partition = %self.id, why, "replica is damaged and stops");
+        self.leave_role(out);
+        self.stop_damaged(&why);
+        self.report_damaged(cx.now);
+        out.push(Action::Status);
+    }
+
+    fn stop_damaged(&mut self, why: &str) {
+        self.role = Role::Damaged;
+        if let Err(error) = self.log.mark_damaged(why) {
+            error!(partition = %self.id, %error, "the next start may not know of the damage");
+        }
     }
 
     pub(crate) fn report_damaged(&mut self, now: Duration) {

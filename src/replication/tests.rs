@@ -609,3 +609,48 @@ fn what_waits_is_answered_when_the_replica_is_removed() {
         Action::Answer { id, result: Err(ProduceError::LeadershipLost) } if id.0 == request
     )));
 }
+
+#[test]
+fn a_leader_that_cannot_read_a_batch_gives_way_and_the_next_start_tells() {
+    let mut cluster = Cluster::new();
+    cluster.produce(1, 0, Acks::All, None);
+    cluster.run();
+    let why = || Event::Unreadable {
+        why: "p/0.log, position 0: CRC".to_owned(),
+    };
+    cluster.step(node(1), why());
+    cluster.run();
+    assert_ne!(cluster.leader(), 1);
+    assert_eq!(cluster.isr(), [2, 3]);
+    assert_eq!(cluster.replica(1).status(), crate::Status::Damaged);
+    let leader = cluster.leader();
+    cluster.produce(leader, 1, Acks::All, None);
+    cluster.run();
+
+    cluster.kill(1);
+    let dir = Arc::clone(&cluster.dirs[&node(1)]);
+    let cx = RecoveryContext { same_boot: true };
+    let (log, report) = PartitionLog::open(dir, "p", LogOptions::default(), cx).unwrap();
+    assert!(report.damaged.unwrap().contains("position 0"));
+    // Until the cluster has been told.
+    log.damage_told().unwrap();
+    drop(log);
+    cluster.start(1, 2);
+    cluster.pass(Duration::from_secs(2));
+    assert_eq!(cluster.isr(), [1, 2, 3]);
+    assert_eq!(cluster.values(1), cluster.values(leader));
+}
+
+#[test]
+fn the_only_in_sync_replica_goes_on_with_what_it_can_read() {
+    let mut cluster = Cluster::new();
+    for id in [2, 3] {
+        cluster.kill(id);
+        cluster.fence(id);
+    }
+    assert_eq!(cluster.isr(), [1]);
+    let why = "p/0.log, position 0: CRC".to_owned();
+    cluster.step(node(1), Event::Unreadable { why });
+    cluster.run();
+    assert_eq!(cluster.leader(), 1);
+}

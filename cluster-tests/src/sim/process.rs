@@ -241,6 +241,12 @@ impl<F: Faults> World<F> {
     pub(super) fn registered(&mut self, node: NodeId, epoch: BrokerEpoch) {
         if let Some(process) = self.process_mut(node) {
             process.epoch = Some(epoch);
+            if std::mem::take(&mut process.damaged)
+                && let Some(replica) = &process.replica
+                && let Err(error) = replica.log().damage_told()
+            {
+                self.note(&format!("node {node}: {error}"));
+            }
             self.show(node);
         }
     }
