@@ -9,6 +9,7 @@
 //! promised to other members is therefore noted beside it ([`Promised`]), and an opening that finds
 //! less refuses.
 
+use std::cmp::Ordering;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -195,7 +196,9 @@ impl Disk {
     /// behind.
     fn check(&self, found: &Found, promised: &Promise) -> io::Result<()> {
         let shown = |what: Option<String>| what.unwrap_or_else(|| "none".to_owned());
-        if promised.vote.is_some() && !(found.vote >= promised.vote) {
+        // Two votes of one term for different members do not compare.
+        let order = found.vote.partial_cmp(&promised.vote);
+        if order.is_none_or(Ordering::is_lt) {
             return Err(damaged(format!(
                 "the vote {} was given from here, and the file holds {}: with it this member could \
                  vote twice",
