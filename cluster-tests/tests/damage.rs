@@ -328,7 +328,7 @@ async fn every_kind_of_file_is_flipped_and_cut() {
     for kind in ["metadata snapshot", "sled snap"] {
         for harm in [Harm::Flip, Harm::Half] {
             test.case(kind, harm).await;
-            // A directory that was emptied has neither before a start more.
+            // Where the directory was emptied, sled writes its page table at the next start.
             test.stop(VICTIM).await;
             test.cluster.processes.start_node(VICTIM).unwrap();
             test.whole().await;
