@@ -1,7 +1,7 @@
 //! The plane: the one thread that owns every hosted replica and its log.
 //!
-//! It takes mail in batches, steps the replicas concerned, carries out their actions, and then
-//! publishes what changed. Appends happen here (page cache only); syncs happen on the flusher's
+//! It takes mail in batches, lets the replicas concerned take it and settle once, carries out their
+//! actions, and then publishes what changed. Appends happen here (page cache only); syncs happen on the flusher's
 //! thread, whose completions come back as mail.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,8 +13,8 @@ use quorate_log::{DataDirectory, Flusher};
 use quorate_metadata::MetadataImage;
 use quorate_quorum::QuorumHandle;
 use quorate_replication::{
-    Action, Context, Event, ProduceError, Produced, Replica, RequestId, Status, StreamId,
-    StreamRoom, Timing,
+    Action, Context, Event, LeaderMessage, ProduceError, Produced, Replica, RequestId, Status,
+    StreamId, StreamRoom, Timing,
 };
 use quorate_types::{BrokerEpoch, NodeId, TopicPartition};
 use tokio::runtime::Handle;
@@ -99,6 +99,10 @@ pub(crate) struct Plane {
     pub(crate) subscriptions: Arc<AtomicU64>,
     /// Replicas stepped since the last publication.
     pub(crate) touched: BTreeSet<TopicPartition>,
+    /// Replicas that have taken something and have not settled.
+    unsettled: BTreeSet<TopicPartition>,
+    /// Bytes of the batches that those have taken.
+    gathered: usize,
     actions: Vec<Action<Disk>>,
     /// Links found broken while sending: told to the followers after the step.
     broken: BTreeSet<NodeId>,
@@ -136,6 +140,8 @@ impl Plane {
             produces: Produces::new(),
             subscriptions: Arc::new(AtomicU64::new(1)),
             touched: BTreeSet::new(),
+            unsettled: BTreeSet::new(),
+            gathered: 0,
             actions: Vec::new(),
             broken: BTreeSet::new(),
             strays_swept: false,
@@ -180,6 +186,7 @@ impl Plane {
                 }
                 self.take(mail);
             }
+            self.settle();
             // Looked at by the clock, not by the interval: mail without end must not starve it.
             let now = self.clock.now();
             if now.saturating_sub(ticked) >= TICK {
@@ -226,6 +233,7 @@ impl Plane {
                         _permit: permit,
                     },
                 );
+                self.gathered += call.batch.size();
                 let produce = quorate_replication::Produce {
                     id,
                     batch: call.batch,
@@ -233,7 +241,7 @@ impl Plane {
                     deadline,
                     current_epoch: call.current_epoch,
                 };
-                self.step(partition, Event::Produce(produce));
+                self.feed(partition, Event::Produce(produce));
             }
             Mail::FollowerStreamOpened { stream, outgoing } => {
                 self.streams.0.insert(stream, outgoing);
@@ -255,10 +263,15 @@ impl Plane {
                         from,
                         message,
                     };
-                    self.step(partition, event);
+                    self.feed(partition, event);
                 }
             }
-            Mail::RoomAgain { stream } => self.step_all(|| Event::RoomAgain { stream }),
+            Mail::RoomAgain { stream } => {
+                let all: Vec<_> = self.slots.keys().copied().collect();
+                for partition in all {
+                    self.feed(partition, Event::RoomAgain { stream });
+                }
+            }
             Mail::LeaderStreamOpened {
                 leader,
                 link,
@@ -279,7 +292,10 @@ impl Plane {
                 message,
             } => {
                 if self.links.is_current(from, link) {
-                    self.step(message.partition(), Event::FromLeader { from, message });
+                    if let LeaderMessage::Batches(batches) = &message {
+                        self.gathered += batches.bytes.len();
+                    }
+                    self.feed(message.partition(), Event::FromLeader { from, message });
                 }
             }
             Mail::Unreadable { partition, why } => {
@@ -287,7 +303,7 @@ impl Plane {
             }
             Mail::Flushed(done) => {
                 for (partition, done) in done {
-                    self.step(partition, Event::Flushed(done));
+                    self.feed(partition, Event::Flushed(done));
                 }
             }
             Mail::Proposed {
@@ -301,8 +317,36 @@ impl Plane {
         }
     }
 
-    /// Steps one hosted replica; mail for one that is not hosted (any more) is dropped.
+    /// Steps one hosted replica, which settles at once.
     pub(crate) fn step(&mut self, partition: TopicPartition, event: Event) {
+        self.unsettled.remove(&partition);
+        self.act(partition, |replica, cx, out| replica.step(cx, event, out));
+    }
+
+    /// Gives a hosted replica one of the many events of the data's way; it settles once for all of
+    /// those in the mail at hand, or where a full message for its followers has been gathered.
+    fn feed(&mut self, partition: TopicPartition, event: Event) {
+        self.act(partition, |replica, cx, out| replica.take(cx, event, out));
+        self.unsettled.insert(partition);
+        if self.gathered >= self.timing.push_bytes {
+            self.settle();
+        }
+    }
+
+    fn settle(&mut self) {
+        self.gathered = 0;
+        while let Some(partition) = self.unsettled.pop_first() {
+            self.act(partition, |replica, cx, out| replica.settle(cx, out));
+        }
+    }
+
+    /// Lets a hosted replica act and carries out what it decides; what is for one that is not
+    /// hosted (any more) is dropped.
+    fn act(
+        &mut self,
+        partition: TopicPartition,
+        act: impl FnOnce(&mut Replica<Disk>, &Context<'_>, &mut Vec<Action<Disk>>),
+    ) {
         let Some(slot) = self.slots.get_mut(&partition) else {
             return;
         };
@@ -312,7 +356,7 @@ impl Plane {
             controller_contact: self.contact.last(),
             streams: &self.streams,
         };
-        slot.replica.step(&cx, event, &mut self.actions);
+        act(&mut slot.replica, &cx, &mut self.actions);
         self.touched.insert(partition);
         let mut actions = std::mem::take(&mut self.actions);
         for action in actions.drain(..) {
@@ -405,6 +449,7 @@ impl Plane {
 
     /// Closes every log; says whether all of them closed well.
     fn stop(&mut self) -> bool {
+        self.settle();
         self.publish();
         self.answer();
         for (_, waiting) in std::mem::take(&mut self.waiting) {

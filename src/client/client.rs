@@ -20,6 +20,7 @@ use crate::metadata::{Metadata, TopicInfo};
 
 /// The largest message either way.
 pub(crate) const MESSAGE_BYTES: usize = 72 << 20;
+const FRAME: u32 = 1 << 20;
 const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 /// How long one node is asked about the cluster.
@@ -121,6 +122,7 @@ impl Client {
             .http2_keep_alive_interval(Duration::from_secs(1))
             .keep_alive_timeout(Duration::from_secs(2))
             .keep_alive_while_idle(true)
+            .max_frame_size(FRAME)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .connect_lazy();

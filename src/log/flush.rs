@@ -1,14 +1,16 @@
 //! Group commit: what was appended since the last sync is handed over as a ticket, synced by one
-//! thread for all partitions of a directory, and reported back.
+//! thread for all partitions of a directory, and reported back. Where the disk is slow it has
+//! helpers: a disk takes several syncs at a time, and no log should wait for those before it.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::thread::JoinHandle;
-use std::time::Instant;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use quorate_types::{Offset, TopicPartition};
-use tracing::error;
+use tracing::{error, warn};
 
 use crate::dir::{Dir, DirFile};
 use crate::metrics::Flushes;
@@ -16,6 +18,12 @@ use crate::metrics::Flushes;
 /// Above so many dirty files one sync of the whole file system is cheaper than one a file: a
 /// thousand `fdatasync` took 51 ms where one `syncfs` took 5.
 const SYNC_ALL_ABOVE: usize = 64;
+
+/// Where one log's sync takes so long, starting threads for the others is cheap beside it.
+const SLOW: Duration = Duration::from_millis(1);
+
+/// Logs of a slow disk that are synced at a time.
+const AT_A_TIME: usize = 8;
 
 /// What is to be synced for one log.
 pub struct FlushTicket<D: Dir> {
@@ -91,11 +99,12 @@ impl<D: Dir> Flusher<D> {
             .name("quorate-flush".to_owned())
             .spawn(move || {
                 let flushes = Flushes::new();
+                let mut slow = false;
                 while let Ok(first) = queue.recv() {
                     let mut group = vec![first];
                     group.extend(queue.try_iter());
                     let begun = Instant::now();
-                    let done = sync_group(&*dir, group);
+                    let done = sync_group(&*dir, group, &mut slow);
                     let errors = done.iter().filter(|(_, done)| done.error.is_some());
                     flushes.done(done.len(), errors.count(), begun.elapsed());
                     completed(done);
@@ -131,6 +140,7 @@ impl<D: Dir> Drop for Flusher<D> {
 fn sync_group<D: Dir>(
     dir: &D,
     group: Vec<(TopicPartition, FlushTicket<D>)>,
+    slow: &mut bool,
 ) -> Vec<(TopicPartition, FlushDone)> {
     let files: usize = group.iter().map(|(_, ticket)| ticket.files.len()).sum();
     if files > SYNC_ALL_ABOVE {
@@ -153,8 +163,96 @@ fn sync_group<D: Dir>(
             }
         }
     }
-    group
-        .into_iter()
-        .map(|(id, ticket)| (id, ticket.run()))
-        .collect()
+    sync_each(group, slow)
+}
+
+/// Syncs one log after the other, or several at a time where the disk was `slow` the last time;
+/// notes whether it was this time.
+fn sync_each<D: Dir>(
+    group: Vec<(TopicPartition, FlushTicket<D>)>,
+    slow: &mut bool,
+) -> Vec<(TopicPartition, FlushDone)> {
+    let helpers = match *slow {
+        true => group.len().min(AT_A_TIME) - 1,
+        false => 0,
+    };
+    let done = Mutex::new((Vec::with_capacity(group.len()), Duration::ZERO));
+    let rest = Mutex::new(group.into_iter());
+    let work = || {
+        loop {
+            let next = rest.lock().next();
+            let Some((id, ticket)) = next else { return };
+            let begun = Instant::now();
+            let ended = ticket.run();
+            let (done, longest) = &mut *done.lock();
+            done.push((id, ended));
+            *longest = begun.elapsed().max(*longest);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..helpers {
+            let named = thread::Builder::new().name("quorate-flush-help".to_owned());
+            if let Err(error) = named.spawn_scoped(scope, work) {
+                // The work is done all the same, by fewer.
+                warn!(%error, "no thread to help the flusher");
+                break;
+            }
+        }
+        work();
+    });
+    let (done, longest) = done.into_inner();
+    *slow = longest >= SLOW;
+    done
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
+mod tests {
+    use super::*;
+    use crate::dir::OpenMode;
+    use crate::os_dir::{OsDir, SlowDir};
+    use quorate_types::{PartitionId, TopicId};
+
+    const DELAY: Duration = Duration::from_millis(40);
+
+    fn group(
+        dir: &Arc<SlowDir<OsDir>>,
+        logs: u32,
+    ) -> Vec<(TopicPartition, FlushTicket<SlowDir<OsDir>>)> {
+        let ticket = |number: u32| {
+            let file = dir.open(&number.to_string(), OpenMode::Append).unwrap();
+            file.append(&[b"a"]).unwrap();
+            let id = TopicPartition::new(TopicId::from_bytes([1; 16]), PartitionId::new(number));
+            let ticket = FlushTicket {
+                dir: Arc::clone(dir),
+                files: vec![Arc::new(file)],
+                folder: (number == 1).then(|| "missing".to_owned()),
+                end: Offset::new(u64::from(number)),
+                generation: 0,
+            };
+            (id, ticket)
+        };
+        (0..logs).map(ticket).collect()
+    }
+
+    #[test]
+    fn the_logs_of_a_slow_disk_do_not_wait_for_each_other() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Arc::new(SlowDir::new(OsDir::new(root.path()), DELAY));
+        let mut slow = false;
+        assert_eq!(sync_group(&*dir, group(&dir, 2), &mut slow).len(), 2);
+        assert!(slow);
+        let begun = Instant::now();
+        let mut done = sync_group(&*dir, group(&dir, 8), &mut slow);
+        assert!(begun.elapsed() < DELAY * 7, "{:?}", begun.elapsed());
+        done.sort_by_key(|(id, _)| *id);
+        let ends: Vec<_> = done.iter().map(|(_, done)| done.end.get()).collect();
+        assert_eq!(ends, (0..8).collect::<Vec<_>>());
+        // An error is that of its own log alone (R13).
+        let failed = done.iter().filter(|(_, done)| done.error.is_some());
+        assert_eq!(
+            failed.map(|(_, done)| done.end.get()).collect::<Vec<_>>(),
+            [1]
+        );
+    }
 }

@@ -157,41 +157,78 @@ impl<D: Dir> PartitionLog<D> {
     /// [`LogError::NotAtEnd`] and [`LogError::EpochFell`] change nothing. After an error of the
     /// disk the log takes nothing more until it is cut (R13).
     pub fn append(&mut self, batch: &Batch, now: Timestamp) -> Result<(), LogError> {
+        self.append_all(std::slice::from_ref(batch), now)
+    }
+
+    /// The same for several, one after the other: one write for those that share a segment.
+    ///
+    /// # Errors
+    /// [`LogError::NotAtEnd`] and [`LogError::EpochFell`] change nothing, whichever batch it is.
+    /// After an error of the disk the log takes nothing more until it is cut (R13).
+    pub fn append_all(&mut self, batches: &[Batch], now: Timestamp) -> Result<(), LogError> {
         self.usable()?;
-        if batch.base_offset() != self.log_end {
-            return Err(LogError::NotAtEnd {
-                expected: self.log_end,
-                got: batch.base_offset(),
-            });
+        let (mut end, mut last) = (self.log_end, self.last_record_epoch());
+        for batch in batches {
+            let (expected, got) = (end, batch.base_offset());
+            if got != expected {
+                return Err(LogError::NotAtEnd { expected, got });
+            }
+            let got = batch.leader_epoch();
+            if let Some(last) = last.filter(|last| got < *last) {
+                return Err(LogError::EpochFell { last, got });
+            }
+            (end, last) = (batch.end_offset(), Some(got));
         }
-        if let Some(last) = self.last_record_epoch()
-            && batch.leader_epoch() < last
-        {
-            return Err(LogError::EpochFell {
-                last,
-                got: batch.leader_epoch(),
-            });
+        let mut rest = batches;
+        while let [first, ..] = rest {
+            if self.must_roll(first, now) {
+                self.roll().map_err(|error| self.fail(error))?;
+            }
+            let fitting = self.fitting(rest);
+            let (run, later) = rest.split_at(fitting);
+            self.write_run(run, now)?;
+            rest = later;
         }
-        if self.must_roll(batch, now) {
-            self.roll().map_err(|error| self.fail(error))?;
-        }
+        Ok(())
+    }
+
+    /// How many of the batches go into the active segment; the first always does.
+    fn fitting(&self, batches: &[Batch]) -> usize {
+        let mut size = self.active.size();
+        let fits = |batch: &&Batch| {
+            size += batch.size() as u64;
+            size <= self.options.segment_bytes
+        };
+        batches.iter().take_while(fits).count().max(1)
+    }
+
+    fn write_run(&mut self, run: &[Batch], now: Timestamp) -> Result<(), LogError> {
         let segment = Arc::clone(&self.active);
-        if let Err(error) = segment.file.append(&[batch.bytes()]) {
+        let written = match run {
+            [one] => segment.file.append(&[one.bytes()]),
+            many => {
+                let parts: Vec<&[u8]> = many.iter().map(|batch| &batch.bytes()[..]).collect();
+                segment.file.append(&parts)
+            }
+        };
+        if let Err(error) = written {
             return Err(self.fail(at(&segment.path)(error)));
         }
         self.active_since.get_or_insert(now);
-        let position = segment.size();
         let interval = self.options.index_interval_bytes;
-        segment
-            .index
-            .write()
-            .note(batch.header(), position, interval);
-        segment.set_size(position + batch.size() as u64);
-        self.shared.appended(batch);
-        let (epoch, base) = (batch.leader_epoch(), batch.base_offset());
-        self.epochs.note_records(epoch, base, batch.end_offset());
-        self.producers.update(batch.header());
-        self.log_end = batch.end_offset();
+        let mut position = segment.size();
+        let mut index = segment.index.write();
+        for batch in run {
+            index.note(batch.header(), position, interval);
+            position += batch.size() as u64;
+            let (epoch, base) = (batch.leader_epoch(), batch.base_offset());
+            self.epochs.note_records(epoch, base, batch.end_offset());
+            self.producers.update(batch.header());
+            self.log_end = batch.end_offset();
+        }
+        drop(index);
+        segment.set_size(position);
+        self.shared.appended(run);
         self.mark_dirty(&segment.file);
         Ok(())
     }

@@ -18,6 +18,9 @@ const DECOMPRESSED_MAX: usize = 64 << 20;
 /// Bytes read at a time while looking for a batch.
 const SCAN: usize = 64 << 10;
 
+/// So many batches of the tail are looked at one by one before the search by halves.
+const NEWEST: usize = 8;
+
 /// The newest batches, contiguous up to the log's end.
 #[derive(Debug)]
 pub(crate) struct Tail {
@@ -54,12 +57,22 @@ impl Tail {
         }
     }
 
+    /// The place of the first batch that ends above `from`. Most who ask want the newest.
+    fn first_after(&self, from: Offset) -> usize {
+        let newest = self.batches.iter().rev().take(NEWEST);
+        let above = newest.take_while(|(_, end, _)| *end > from).count();
+        match above {
+            NEWEST => self.batches.partition_point(|(_, end, _)| *end <= from),
+            fewer => self.batches.len() - fewer,
+        }
+    }
+
     fn read(&self, from: Offset, up_to: Offset, max_bytes: usize) -> Option<Bytes> {
         let (first, _, _) = self.batches.front()?;
         if from < *first {
             return None;
         }
-        let start = self.batches.partition_point(|(_, end, _)| *end <= from);
+        let start = self.first_after(from);
         let mut total = 0;
         let chosen: Vec<&Bytes> = self
             .batches
@@ -107,8 +120,9 @@ impl<D: Dir> Shared<D> {
         }
     }
 
-    pub(crate) fn appended(&self, batch: &Batch) {
-        self.tail.lock().push(batch);
+    pub(crate) fn appended(&self, batches: &[Batch]) {
+        let mut tail = self.tail.lock();
+        batches.iter().for_each(|batch| tail.push(batch));
     }
 
     pub(crate) fn truncated(&self, end: Offset) {

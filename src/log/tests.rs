@@ -80,6 +80,48 @@ fn read_all(log: &PartitionLog<OsDir>) -> Vec<Batch> {
     batches
 }
 
+#[test]
+fn several_batches_at_once_are_the_same_as_one_after_the_other() {
+    let (one_root, many_root) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let (mut one, _) = open(&one_root, AFTER_KILL);
+    let (mut many, _) = open(&many_root, AFTER_KILL);
+    // Enough for several segments, one of the batches larger than a segment.
+    let mut batches = Vec::new();
+    for (number, records) in [3, 1, 40, 2, 2, 9, 1, 1, 1, 12].into_iter().enumerate() {
+        let base = batches.last().map_or(0, |b: &Batch| b.end_offset().get());
+        batches.push(batch(base, 1 + number as u32 / 4, records, 7));
+    }
+    let now = Timestamp::from_millis(0);
+    batches
+        .iter()
+        .for_each(|batch| one.append(batch, now).unwrap());
+    many.append_all(&batches, now).unwrap();
+    assert_eq!(read_all(&many), batches);
+    assert_eq!(many.epochs(), one.epochs());
+    assert_eq!(many.producers().encode(), one.producers().encode());
+    let files = |root: &TempDir| {
+        let mut files: Vec<_> = std::fs::read_dir(root.path().join(PATH))
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .map(|entry| (entry.file_name(), std::fs::read(entry.path()).unwrap()))
+            .collect();
+        files.sort();
+        files
+    };
+    assert_eq!(files(&many_root), files(&one_root));
+
+    // What does not follow changes nothing, whichever it is.
+    let end = many.log_end().get();
+    let gap = [batch(end, 3, 1, 8), batch(end + 2, 3, 1, 8)];
+    let refused = many.append_all(&gap, now);
+    assert!(matches!(refused, Err(LogError::NotAtEnd { .. })));
+    let older = [batch(end, 3, 1, 8), batch(end + 1, 2, 1, 8)];
+    let refused = many.append_all(&older, now);
+    assert!(matches!(refused, Err(LogError::EpochFell { .. })));
+    assert_eq!(files(&many_root), files(&one_root));
+    assert_eq!(many.log_end().get(), end);
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Append { records: u32, new_epoch: bool },

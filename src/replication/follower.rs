@@ -30,6 +30,9 @@ pub(crate) struct ReplicaFollower {
     phase: Phase,
     backoff: Duration,
     leader_high_watermark: Offset,
+    /// What the leader was last told under this subscription; none where it waits for an ack
+    /// whatever the positions are: it has accepted, or sent a heartbeat.
+    told: Option<(Offset, Offset)>,
 }
 
 /// What a message led to, beyond what is in the actions.
@@ -52,6 +55,7 @@ impl ReplicaFollower {
             phase: Phase::Waiting(now),
             backoff: timing.retry_min,
             leader_high_watermark: Offset::ZERO,
+            told: None,
         }
     }
 
@@ -115,7 +119,6 @@ impl ReplicaFollower {
         log: &mut PartitionLog<D>,
         timing: &Timing,
         message: LeaderMessage,
-        out: &mut Vec<Action<D>>,
     ) -> Followed {
         if self.current() != Some(message.subscription()) {
             return Followed::Fine;
@@ -123,18 +126,19 @@ impl ReplicaFollower {
         let id = message.subscription();
         let following = matches!(self.phase, Phase::Following(..));
         match message {
-            LeaderMessage::Accepted(accepted) => {
+            LeaderMessage::Accepted(_) => {
                 self.phase = Phase::Following(id, cx.now);
                 self.backoff = timing.retry_min;
-                self.ack(accepted.partition, log, out);
+                self.told = None;
             }
             LeaderMessage::Batches(batches) if following => {
-                return self.append(cx, log, timing, batches, out);
+                return self.append(cx, log, timing, batches);
             }
             LeaderMessage::Heartbeat(heartbeat) if following => {
                 self.phase = Phase::Following(id, cx.now);
                 self.learn(log, heartbeat.high_watermark);
-                self.ack(heartbeat.partition, log, out);
+                // R5: no silence is health.
+                self.told = None;
             }
             LeaderMessage::Diverged(diverged) => {
                 return self.cut(cx, log, &diverged);
@@ -162,7 +166,6 @@ impl ReplicaFollower {
         log: &mut PartitionLog<D>,
         timing: &Timing,
         message: Batches,
-        out: &mut Vec<Action<D>>,
     ) -> Followed {
         let partition = message.partition;
         let batches = match Batch::split(message.bytes) {
@@ -173,23 +176,22 @@ impl ReplicaFollower {
                 return Followed::Fine;
             }
         };
+        let (mut end, mut last) = (log.log_end(), log.last_record_epoch());
         for batch in &batches {
-            let falls = log
-                .last_record_epoch()
-                .is_some_and(|last| batch.leader_epoch() < last);
+            let falls = last.is_some_and(|last| batch.leader_epoch() < last);
             let beyond = batch.leader_epoch() > self.epoch;
-            if batch.base_offset() != log.log_end() || falls || beyond {
+            if batch.base_offset() != end || falls || beyond {
                 warn!(%partition, offset = %batch.base_offset(), "the leader's batch does not follow");
                 self.back_off(timing, cx.now);
                 return Followed::Fine;
             }
-            if let Err(error) = log.append(batch, cx.wall) {
-                return Followed::Failed(error.to_string());
-            }
+            (end, last) = (batch.end_offset(), Some(batch.leader_epoch()));
+        }
+        if let Err(error) = log.append_all(&batches, cx.wall) {
+            return Followed::Failed(error.to_string());
         }
         self.phase = Phase::Following(message.subscription, cx.now);
         self.learn(log, message.high_watermark);
-        self.ack(partition, log, out);
         Followed::Fine
     }
 
@@ -202,15 +204,20 @@ impl ReplicaFollower {
         }
     }
 
-    /// Tells the leader how far this replica is, where there is a subscription to tell it under.
-    pub(crate) fn ack<D: Dir>(
-        &self,
+    /// Tells the leader how far this replica is, where there is a subscription to tell it under
+    /// and the leader waits for it or does not know it yet.
+    pub(crate) fn ack_if_due<D: Dir>(
+        &mut self,
         partition: TopicPartition,
         log: &PartitionLog<D>,
         out: &mut Vec<Action<D>>,
     ) {
         if let Phase::Following(subscription, _) = self.phase {
             let (leo, flushed_leo) = (log.log_end(), log.flushed_end());
+            if self.told == Some((leo, flushed_leo)) {
+                return;
+            }
+            self.told = Some((leo, flushed_leo));
             let ack = Ack {
                 partition,
                 subscription,
@@ -224,15 +231,9 @@ impl ReplicaFollower {
         }
     }
 
-    /// A flush has ended: the high watermark may follow, the leader is told.
-    pub(crate) fn flushed<D: Dir>(
-        &mut self,
-        partition: TopicPartition,
-        log: &mut PartitionLog<D>,
-        out: &mut Vec<Action<D>>,
-    ) {
+    /// A flush has ended: the high watermark may follow.
+    pub(crate) fn flushed<D: Dir>(&mut self, log: &mut PartitionLog<D>) {
         self.learn(log, self.leader_high_watermark);
-        self.ack(partition, log, out);
     }
 
     /// R4: cuts where the histories part, durably, and asks again.

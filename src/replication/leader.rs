@@ -145,6 +145,11 @@ impl<F: Faults> ReplicaLeader<F> {
             .collect()
     }
 
+    /// Whether a replica is among those.
+    pub(crate) fn is_in_maximal_isr(&self, node: NodeId) -> bool {
+        self.view.registration.isr.contains(&node) || self.proposed.contains(&node)
+    }
+
     /// Moves the high watermark as far as R2 lets it; says whether it moved.
     pub(crate) fn advance<D: Dir>(
         &mut self,
@@ -160,12 +165,9 @@ impl<F: Faults> ReplicaLeader<F> {
             return false;
         }
         let mut target = self.own_position(log);
-        for node in self
-            .maximal_isr()
-            .into_iter()
-            .filter(|node| *node != self.view.me)
-        {
-            match self.position(node) {
+        let maximal = self.view.registration.isr.iter().chain(&self.proposed);
+        for node in maximal.filter(|node| **node != self.view.me) {
+            match self.position(*node) {
                 Some(position) => target = target.min(position),
                 None => return false,
             }

@@ -28,7 +28,6 @@ impl<F: Faults> ReplicaLeader<F> {
         timing: &Timing,
         now: Duration,
     ) -> Vec<NodeId> {
-        let maximal = self.maximal_isr();
         let threshold = log.high_watermark().max(self.epoch_start);
         let may_join = |node: &NodeId| {
             let subscription = self.followers.get(node)?.subscription.as_ref()?;
@@ -38,7 +37,7 @@ impl<F: Faults> ReplicaLeader<F> {
         };
         self.followers
             .keys()
-            .filter(|node| !maximal.contains(node) && may_join(node).is_some())
+            .filter(|node| !self.is_in_maximal_isr(**node) && may_join(node).is_some())
             .copied()
             .collect()
     }
@@ -54,14 +53,17 @@ impl<F: Faults> ReplicaLeader<F> {
         out: &mut Vec<Action<D>>,
     ) {
         if self.proposal.is_none() {
-            let isr = self.desired_isr(log, timing, now);
-            let present: BTreeSet<NodeId> = self.view.registration.isr.iter().copied().collect();
+            let present = &self.view.registration.isr;
+            let stays = |node: &NodeId| self.stays_in_sync(*node, timing, now);
+            let as_desired =
+                present.iter().all(stays) && self.eligible(log, timing, now).is_empty();
             // After a refusal with another copy about, any proposal ends the doubt: whichever is
             // applied raises the partition epoch.
             let establish = self.may_establish(log);
-            if isr == present && !establish && !self.unknown {
+            if as_desired && !establish && !self.unknown {
                 return;
             }
+            let isr = self.desired_isr(log, timing, now);
             let Some(command) = self.command(partition, &isr, establish) else {
                 return;
             };
@@ -90,20 +92,23 @@ impl<F: Faults> ReplicaLeader<F> {
         }
     }
 
+    fn stays_in_sync(&self, node: NodeId, timing: &Timing, now: Duration) -> bool {
+        node == self.view.me || self.is_caught_up(node, timing, now)
+    }
+
     fn desired_isr<D: Dir>(
         &self,
         log: &PartitionLog<D>,
         timing: &Timing,
         now: Duration,
     ) -> BTreeSet<NodeId> {
-        let me = self.view.me;
         let mut isr: BTreeSet<NodeId> = self
             .view
             .registration
             .isr
             .iter()
             .copied()
-            .filter(|node| *node == me || self.is_caught_up(*node, timing, now))
+            .filter(|node| self.stays_in_sync(*node, timing, now))
             .collect();
         isr.extend(self.eligible(log, timing, now));
         isr

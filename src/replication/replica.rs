@@ -126,8 +126,15 @@ impl<D: Dir, F: Faults> Replica<D, F> {
         Some(self.next_deadline)
     }
 
-    /// Reacts to one event; what is to be done is appended to `out`, in order.
+    /// Reacts to one event and settles at once; what is to be done is appended to `out`, in order.
     pub fn step(&mut self, cx: &Context<'_>, event: Event, out: &mut Vec<Action<D>>) {
+        self.take(cx, event, out);
+        self.settle(cx, out);
+    }
+
+    /// Takes one event without what follows from any change: [`Self::settle`] must come after one
+    /// or more of them, and before anything that this replica holds is shown to others.
+    pub fn take(&mut self, cx: &Context<'_>, event: Event, out: &mut Vec<Action<D>>) {
         match event {
             Event::View(view) => self.take_view(cx, view, out),
             Event::Produce(produce) => self.produce(cx, produce, out),
@@ -162,7 +169,6 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             Event::Proposed { id, result } => self.proposed(cx, id, result),
             Event::Tick => self.tick(cx, out),
         }
-        self.settle(cx, out);
     }
 
     fn follower_of(&mut self, leader: NodeId) -> Option<&mut ReplicaFollower> {
@@ -375,7 +381,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             return;
         }
         let cuts = matches!(message, LeaderMessage::Diverged(_));
-        match follower.take(cx, &mut self.log, &timing, message, out) {
+        match follower.take(cx, &mut self.log, &timing, message) {
             Followed::Fine => {
                 if cuts {
                     out.push(Action::Status);
@@ -402,8 +408,9 @@ impl<D: Dir, F: Faults> Replica<D, F> {
     }
 
     /// What follows from any change: the high watermark and its answers, ISR proposals, data for
-    /// followers, subscriptions, the next flush.
-    fn settle(&mut self, cx: &Context<'_>, out: &mut Vec<Action<D>>) {
+    /// followers or an ack for the leader, subscriptions, the next flush. Depends on the present
+    /// state alone, so that it may follow several events: one push and one ack for all of them.
+    pub fn settle(&mut self, cx: &Context<'_>, out: &mut Vec<Action<D>>) {
         let mut pushed = Ok(());
         match &mut self.role {
             Role::Leader(leader) => {
@@ -424,6 +431,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
                 }
             }
             Role::Follower(follower) => {
+                follower.ack_if_due(self.id, &self.log, out);
                 if follower.must_subscribe(&self.timing, cx.now) {
                     let id = self.subscriptions.fetch_add(1, Ordering::Relaxed);
                     let subscription = SubscriptionId::new(id);

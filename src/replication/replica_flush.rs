@@ -35,7 +35,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             return self.fail(cx, &error.to_string(), out);
         }
         if let Role::Follower(follower) = &mut self.role {
-            follower.flushed(self.id, &mut self.log, out);
+            follower.flushed(&mut self.log);
         }
     }
 

@@ -114,9 +114,9 @@ impl<F: Faults> World<F> {
             return;
         }
         // Some are slow to begin with, towards the follower.
-        let slow = !self.settling && self.rng.random_bool(0.4);
+        let slow = !self.settling && self.rng.random_bool(0.6);
         let slow_start = ms(if slow {
-            self.rng.random_range(0..60)
+            self.rng.random_range(0..250)
         } else {
             0
         });

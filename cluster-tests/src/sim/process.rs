@@ -312,9 +312,26 @@ impl<F: Faults> World<F> {
         self.at(wait, Scheduled::Tick { node, life });
     }
 
-    /// Feeds one event to a node's replica, carries out what it decides, and lets the checkers
-    /// look.
+    /// Feeds one event to a node's replica. It settles at once or, as a broker's does that has more
+    /// mail, a little later: then perhaps for several events.
     pub(super) fn step(&mut self, node: NodeId, event: Event) {
+        self.act(node, Some(event));
+        if self.rng.random_bool(self.gathering) {
+            let life = self.life(node);
+            let wait = Duration::from_micros(self.rng.random_range(0..3_000));
+            self.at(wait, Scheduled::Settle { node, life });
+        } else {
+            self.settle_replica(node);
+        }
+    }
+
+    pub(super) fn settle_replica(&mut self, node: NodeId) {
+        self.act(node, None);
+    }
+
+    /// Lets a node's replica take an event, or settle; carries out what it decides, and lets the
+    /// checkers look.
+    fn act(&mut self, node: NodeId, event: Option<Event>) {
         let mut out = Vec::new();
         let (now, congested) = (self.now, &self.congested);
         let Some(process) = self.nodes.get_mut(&node).and_then(|n| n.process.as_mut()) else {
@@ -331,7 +348,10 @@ impl<F: Faults> World<F> {
             streams: &room,
         };
         let before = replica.status();
-        replica.step(&cx, event, &mut out);
+        match event {
+            Some(event) => replica.take(&cx, event, &mut out),
+            None => replica.settle(&cx, &mut out),
+        }
         let after = replica.status();
         // A core wants its next tick sooner: a leader that owes its followers a high watermark.
         let sooner = replica

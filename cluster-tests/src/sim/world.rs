@@ -55,6 +55,10 @@ pub(super) enum Scheduled {
         node: NodeId,
         life: u64,
     },
+    Settle {
+        node: NodeId,
+        life: u64,
+    },
     Resume {
         node: NodeId,
         life: u64,
@@ -155,6 +159,8 @@ pub(super) struct World<F: Faults> {
     pub(super) pace: u64,
     /// How often a message takes long.
     slowness: f64,
+    /// How often a replica settles later than at once.
+    pub(super) gathering: f64,
     lagging: Option<NodeId>,
     pub(super) congested: BTreeSet<StreamId>,
     /// Faults are over.
@@ -220,6 +226,7 @@ impl<F: Faults> World<F> {
             fault_gap: rng.random_range(60..900),
             pace: [60, 60, 500][rng.random_range(0..3)],
             slowness: [0.0, 0.005, 0.03][rng.random_range(0..3)],
+            gathering: [0.0, 0.2, 0.7][rng.random_range(0..3)],
             segment_bytes: rng.random_range(400..6_000),
             page_cache,
             rng,
@@ -462,6 +469,7 @@ impl<F: Faults> World<F> {
             Scheduled::Register { node, life }
             | Scheduled::Tick { node, life }
             | Scheduled::Nudge { node, life }
+            | Scheduled::Settle { node, life }
             | Scheduled::FlushRuns { node, life, .. }
             | Scheduled::FlushDone { node, life, .. }
             | Scheduled::ProposalTimeout { node, life, .. } => Some((*node, Some(*life))),
@@ -505,6 +513,7 @@ impl<F: Faults> World<F> {
             Scheduled::Register { node, .. } => self.register(node),
             Scheduled::Tick { node, .. } => self.tick(node),
             Scheduled::Nudge { node, .. } => self.step(node, Event::Tick),
+            Scheduled::Settle { node, .. } => self.settle_replica(node),
             Scheduled::Resume { node, life } => {
                 if self.life(node) == life {
                     self.resume(node);
