@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use quorate_config::NodeSettings;
+use quorate_log::DataDirectory;
 use quorate_proto::v1;
 use quorate_proto::v1::admin_client::AdminClient;
 use quorate_proto::v1::consumer_client::ConsumerClient;
@@ -327,7 +328,7 @@ async fn a_directory_in_use_and_a_port_in_use_are_named() {
         client.clone(),
         internal,
     );
-    let _held = std::net::TcpListener::bind((client.host.as_str(), client.port)).unwrap();
+    let held = std::net::TcpListener::bind((client.host.as_str(), client.port)).unwrap();
     let error = Node::start(settings.clone(), NodeTools::default())
         .await
         .err()
@@ -337,6 +338,10 @@ async fn a_directory_in_use_and_a_port_in_use_are_named() {
         error.contains("--listen") && error.contains(&client.to_string()),
         "{error}"
     );
+    // The ports are looked at first: a start that they refuse has not touched the directory.
+    assert!(!settings.data_dir.exists());
+    drop(held);
+    DataDirectory::open(&settings.data_dir, settings.node_id, Duration::ZERO).unwrap();
     let other = NodeSettings {
         node_id: NodeId::new(7),
         ..settings
