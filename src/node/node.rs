@@ -153,7 +153,7 @@ impl Node {
         let internal = Part {
             task: tokio::spawn(serve_nodes(
                 nodes,
-                Port::new("internal", &settings),
+                Port::internal(&settings),
                 services,
                 internal_cancel.clone(),
             )),

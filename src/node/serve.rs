@@ -71,6 +71,18 @@ impl Port {
     }
 }
 
+impl Port {
+    /// The nodes' port: what many clients ask of one node comes over one connection to the next.
+    pub(crate) fn internal(settings: &NodeSettings) -> Self {
+        let port = Self::new("internal", settings);
+        let streams = u32::try_from(settings.max_requests).unwrap_or(u32::MAX);
+        Self {
+            streams_per_connection: port.streams_per_connection.max(streams),
+            ..port
+        }
+    }
+}
+
 /// The services for clients, behind the port's limits; nodes forward to the same ones.
 fn client_services(edge: &Edge, port: &Port) -> Router {
     let mut routes = Routes::builder();

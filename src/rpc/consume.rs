@@ -12,6 +12,7 @@ use quorate_types::{ErrorCode, LeaderEpoch, Offset, PartitionId, TopicId};
 use quorate_wire::ErrorInfo;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::sleep;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 
 use crate::edge::Edge;
@@ -264,7 +265,13 @@ impl PartitionReader {
             current_leader_epoch: None,
             last_fetched_epoch: self.last_epoch.map(LeaderEpoch::to_signed),
         };
-        let fetched = self.edge.fetch_anywhere(request, false).await;
+        // On a task of its own: a client that does not take what is there must not leave it on the
+        // connection to another node, where it would stand in the way of everybody else's.
+        let edge = self.edge.clone();
+        let fetching = tokio::spawn(async move { edge.fetch_anywhere(request, false).await });
+        let fetched = AbortOnDropHandle::new(fetching).await.map_err(|_ended| {
+            ErrorInfo::new(ErrorCode::LeaderNotAvailable, "the fetch was given up")
+        })?;
         let (fetched, room) = fetched.map_err(|status| told(&status))?;
         self.room = room;
         self.take(fetched).await
