@@ -23,11 +23,15 @@ const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
+const GOAWAY: u8 = 7;
+const MAX_CONCURRENT_STREAMS: u16 = 3;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const PRODUCE: &str = "/quorate.v1.Producer/Produce";
 const CONNECTIONS: usize = 1_000;
 const STREAMS: u32 = 5_000;
+/// Streams opened above a port's limit.
+const ABOVE: u32 = 1_000;
 /// How long a node may take to answer or close.
 const SOON: Duration = Duration::from_secs(15);
 /// Resident memory may grow by so much over all of it, in KiB: the allocator keeps what it had.
@@ -124,6 +128,22 @@ fn has_frame(bytes: &[u8], kind: u8, stream: u32) -> bool {
         rest = rest.get(9 + length..).unwrap_or_default();
     }
     false
+}
+
+/// The limit of streams that the settings among these frames announce.
+fn streams_allowed(bytes: &[u8]) -> Option<u32> {
+    let mut rest = bytes;
+    while rest.len() >= 9 {
+        let length = u32::from_be_bytes([0, rest[0], rest[1], rest[2]]) as usize;
+        let payload = rest.get(9..9 + length)?;
+        if rest[3] == 4 {
+            let mut settings = payload.chunks_exact(6);
+            let found = settings.find(|pair| pair[..2] == MAX_CONCURRENT_STREAMS.to_be_bytes());
+            return found.map(|pair| u32::from_be_bytes([pair[2], pair[3], pair[4], pair[5]]));
+        }
+        rest = &rest[9 + length..];
+    }
+    None
 }
 
 /// A status in trailers: HEADERS with END_STREAM on stream 1; or the stream is reset.
@@ -272,20 +292,28 @@ async fn rapid_reset(to: &Endpoint) {
         sent += 1;
     }
     println!("{to}: {sent} streams opened and reset");
-    // And by thousands without taking them back: above the limit they are refused one by one.
+    // And more of them than the port allows, without taking them back: those are refused one by one.
     let mut stream = opened(to).await;
-    for number in 0..STREAMS {
+    let greeting = answer(&mut stream, |bytes| streams_allowed(bytes).is_some()).await;
+    let allowed = streams_allowed(&greeting).unwrap();
+    assert!((1..100_000).contains(&allowed), "{allowed} streams");
+    for number in 0..allowed + ABOVE {
         let bytes = frame(HEADERS, END_HEADERS, 2 * number + 1, &block);
         if stream.write_all(&bytes).await.is_err() {
             break;
         }
     }
-    let came = answer(&mut stream, |bytes| bytes.len() > 1_000).await;
-    assert!(!came.is_empty());
-    assert!(
-        has_frame(&came, 4, 0),
-        "its settings, with the limit of streams"
+    let refused = 2 * allowed + 1;
+    let came = answer(&mut stream, |bytes| {
+        has_frame(bytes, RST_STREAM, refused) || has_frame(bytes, GOAWAY, 0)
+    })
+    .await;
+    let (reset, gone) = (
+        has_frame(&came, RST_STREAM, refused),
+        has_frame(&came, GOAWAY, 0),
     );
+    assert!(reset || gone, "stream {refused} of {allowed} was taken");
+    println!("{to}: {allowed} streams allowed, the next one reset: {reset}");
 }
 
 fn resident_kib(pid: u32) -> u64 {
