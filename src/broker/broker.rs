@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use quorate_log::{DataDirectory, LogError};
+use quorate_log::{DataDirectory, LogError, TailBudget};
 use quorate_metadata::RegisterBroker;
 use quorate_quorum::QuorumHandle;
 use quorate_record::Batch;
@@ -53,6 +53,8 @@ pub struct BrokerConfig {
     pub produce_bytes: usize,
     /// Bytes of answers to fetches that may be under way; further answers are small.
     pub fetch_bytes: usize,
+    /// Bytes of the newest batches of all partitions together that are kept in memory.
+    pub tail_cache_bytes: usize,
 }
 
 /// Why a broker could not start.
@@ -88,6 +90,7 @@ struct Shared {
     fetches: Fetches,
     fetch_room: Arc<Semaphore>,
     fetch_bytes: usize,
+    tails: Arc<TailBudget>,
     /// Lookups by timestamp at a time.
     looking_up: Semaphore,
     /// Batches that are brought under their topic's codec at a time.
@@ -138,6 +141,7 @@ impl Broker {
         let contact = ControllerContact::default();
         let registry = Registry::default();
         let cancel = CancellationToken::new();
+        let tails = TailBudget::new(config.tail_cache_bytes);
         let runtime = Handle::current();
         let parts = PlaneParts {
             me: config.node,
@@ -145,6 +149,7 @@ impl Broker {
             grace: config.delete_grace,
             directory: Arc::clone(&directory),
             registry: registry.clone(),
+            tails: Arc::clone(&tails),
             links: LeaderLinks::new(transport, runtime.clone(), mailbox.clone(), cancel.clone()),
             quorum: quorum.clone(),
             runtime,
@@ -237,6 +242,7 @@ impl Broker {
                 room_wait: crate::metrics::room(),
                 fetches: Fetches::new(),
                 fetch_bytes: config.fetch_bytes,
+                tails,
                 fetch_room: Arc::new(Semaphore::new(config.fetch_bytes)),
                 looking_up: Semaphore::new(LOOKING_UP),
                 recompressing: Semaphore::new(RECOMPRESSING),
@@ -406,7 +412,7 @@ impl Broker {
     }
 
     /// What waits here, and how much may.
-    pub fn queues(&self) -> [Queue; 3] {
+    pub fn queues(&self) -> [Queue; 4] {
         let shared = &self.shared;
         let (waiting, most) = shared.mailbox.waiting();
         let used = |room: &Semaphore, most: usize| most.saturating_sub(room.available_permits());
@@ -425,6 +431,11 @@ impl Broker {
                 name: "fetch_bytes",
                 used: used(&shared.fetch_room, shared.fetch_bytes),
                 limit: shared.fetch_bytes,
+            },
+            Queue {
+                name: "tail_cache_bytes",
+                used: shared.tails.used(),
+                limit: shared.tails.limit(),
             },
         ]
     }

@@ -87,6 +87,7 @@ impl Plane {
     }
 
     fn host(&mut self, id: TopicPartition, log: PartitionLog<Disk>) {
+        log.share_tail(Arc::clone(&self.tails));
         let hosted = self.registry.insert(id, log.reader(), log.epochs().clone());
         let subscriptions = Arc::clone(&self.subscriptions);
         let replica = Replica::new(self.me, id, log, self.timing, subscriptions);

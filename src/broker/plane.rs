@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use quorate_log::{DataDirectory, Flusher};
+use quorate_log::{DataDirectory, Flusher, TailBudget};
 use quorate_metadata::MetadataImage;
 use quorate_quorum::QuorumHandle;
 use quorate_replication::{
@@ -68,6 +68,7 @@ pub(crate) struct PlaneParts {
     pub(crate) grace: Duration,
     pub(crate) directory: Arc<DataDirectory>,
     pub(crate) registry: Registry,
+    pub(crate) tails: Arc<TailBudget>,
     pub(crate) links: LeaderLinks,
     pub(crate) quorum: QuorumHandle,
     pub(crate) runtime: Handle,
@@ -83,6 +84,7 @@ pub(crate) struct Plane {
     pub(crate) grace: Duration,
     pub(crate) directory: Arc<DataDirectory>,
     pub(crate) registry: Registry,
+    pub(crate) tails: Arc<TailBudget>,
     links: LeaderLinks,
     flusher: Flusher<Disk>,
     proposals: Proposals,
@@ -126,6 +128,7 @@ impl Plane {
             grace: parts.grace,
             directory: parts.directory,
             registry: parts.registry,
+            tails: parts.tails,
             links: parts.links,
             flusher,
             proposals,

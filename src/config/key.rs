@@ -71,7 +71,7 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 /// Every setting of a node, in the order in which they are shown.
-pub static KEYS: [Key; 30] = [
+pub static KEYS: [Key; 31] = [
     key(
         "node-id",
         Kind::Node,
@@ -203,10 +203,16 @@ pub static KEYS: [Key; 30] = [
         "Bytes of answers to reads that may be under way; above it answers become small",
     ),
     key(
+        "tail-cache-bytes",
+        Kind::Bytes(0..=64 * GIB),
+        Some("128MiB"),
+        "Newest batches of all partitions kept in memory for followers and readers that keep up",
+    ),
+    key(
         "max-connections",
         Kind::Count(1..=1_000_000),
         Some("12000"),
-        "Open connections of a port; further ones are closed at once",
+        "Open connections of the clients' port; further ones are closed at once",
     ),
     key(
         "max-requests",

@@ -38,6 +38,7 @@ pub struct NodeSettings {
     pub produce_bytes: usize,
     pub request_bytes: usize,
     pub fetch_bytes: usize,
+    pub tail_cache_bytes: usize,
     pub max_connections: usize,
     pub max_requests: usize,
     pub max_streams: usize,
@@ -50,6 +51,10 @@ pub struct NodeSettings {
     pub topic_defaults: BTreeMap<String, String>,
 }
 
+/// Open connections of the nodes' port: a few come from each node.
+pub const INTERNAL_CONNECTIONS: usize = 1_024;
+
+const PORTS: u64 = 2;
 /// What a node takes before the first client, a connection and a long-lived stream (bytes).
 const BASE: u64 = 128 << 20;
 const CONNECTION: u64 = 48 << 10;
@@ -89,16 +94,19 @@ impl NodeSettings {
         }
     }
 
-    /// Bytes of memory that this node takes at most for clients, by these settings, beside what its
-    /// partitions take.
+    /// Bytes of memory that this node takes at most for clients and for the batches of its
+    /// partitions, by these settings; indexes and producers' states of its partitions come to it.
+    /// Each port has the limits of a port for itself.
     ///
     /// A connection's share covers its buffers and the state of its idle streams; a stream's what one
     /// slow reader leaves in them. Both were measured and rounded up (`cluster-tests/tests/overload.rs`).
     pub fn memory_bound(&self) -> u64 {
-        let bytes = self.produce_bytes + self.request_bytes + self.fetch_bytes;
+        let bytes = self.produce_bytes + self.fetch_bytes + self.tail_cache_bytes;
+        let connections = self.max_connections + INTERNAL_CONNECTIONS;
         BASE + bytes as u64
-            + self.max_connections as u64 * CONNECTION
-            + self.max_streams as u64 * STREAM
+            + PORTS * self.request_bytes as u64
+            + connections as u64 * CONNECTION
+            + PORTS * self.max_streams as u64 * STREAM
     }
 
     /// The settings in force; `machine` is the machine's name, under which a node that listens on
@@ -142,6 +150,7 @@ impl NodeSettings {
             produce_bytes: from.bytes("produce-bytes")?,
             request_bytes: from.bytes("request-bytes")?,
             fetch_bytes: from.bytes("fetch-bytes")?,
+            tail_cache_bytes: from.bytes("tail-cache-bytes")?,
             max_connections: from.count("max-connections")?,
             max_requests: from.count("max-requests")?,
             max_streams: from.count("max-streams")?,

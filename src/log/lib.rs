@@ -22,6 +22,7 @@ mod os_dir;
 mod partition_log;
 mod reader;
 mod segment;
+mod tail;
 #[cfg(test)]
 mod tests;
 mod truncate;
@@ -43,6 +44,7 @@ pub use open::{RecoveryContext, RecoveryReport};
 pub use os_dir::{OsDir, OsFile, SlowDir, SlowFile};
 pub use partition_log::{LogOptions, PartitionLog};
 pub use reader::LogReader;
+pub use tail::TailBudget;
 pub use verify::{Checked, verify_partition};
 pub use verify_directory::{DirectoryFacts, verify_directory};
 pub use view::{PartitionFiles, StoredPositions};

@@ -11,6 +11,7 @@ use crate::error::{LogError, at};
 use crate::flush::{FlushDone, FlushTicket};
 use crate::reader::{LogReader, Shared};
 use crate::segment::{Index, Segment, file_name};
+use crate::tail::TailBudget;
 
 pub(crate) const EPOCHS_FILE: &str = "leader-epoch-checkpoint";
 pub(crate) const POSITIONS_FILE: &str = "checkpoint";
@@ -30,7 +31,7 @@ pub struct LogOptions {
     pub segment_ms: u64,
     /// Bytes between two entries of the sparse index.
     pub index_interval_bytes: u32,
-    /// Bytes of the newest batches kept in memory for readers.
+    /// Bytes of the newest batches kept in memory for readers, within what [`TailBudget`] leaves.
     pub tail_cache_bytes: usize,
 }
 
@@ -111,6 +112,11 @@ impl<D: Dir> PartitionLog<D> {
     pub fn last_record_epoch(&self) -> Option<LeaderEpoch> {
         let last = self.log_end.get().checked_sub(1).map(Offset::new)?;
         (last >= self.log_start).then(|| self.epochs.epoch_at(last))?
+    }
+
+    /// Keeps the newest batches in memory only within what all logs may take together.
+    pub fn share_tail(&self, budget: Arc<TailBudget>) {
+        self.shared.share_tail(budget);
     }
 
     /// Epochs and their first offsets.

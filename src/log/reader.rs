@@ -1,10 +1,9 @@
 //! Reading a log while its writer appends: the tail from memory, the rest by positional reads.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use quorate_record::{Batch, BatchHeader, HEADER_LEN};
 use quorate_types::{Offset, Timestamp};
@@ -12,89 +11,12 @@ use quorate_types::{Offset, Timestamp};
 use crate::dir::{Dir, DirFile};
 use crate::error::ReadError;
 use crate::segment::Segment;
+use crate::tail::{Tail, TailBudget};
 
 /// What the records of a batch may take when they are decompressed for a lookup.
 const DECOMPRESSED_MAX: usize = 64 << 20;
 /// Bytes read at a time while looking for a batch.
 const SCAN: usize = 64 << 10;
-
-/// So many batches of the tail are looked at one by one before the search by halves.
-const NEWEST: usize = 8;
-
-/// The newest batches, contiguous up to the log's end.
-#[derive(Debug)]
-pub(crate) struct Tail {
-    batches: VecDeque<(Offset, Offset, Bytes)>,
-    bytes: usize,
-    limit: usize,
-}
-
-impl Tail {
-    fn push(&mut self, batch: &Batch) {
-        self.bytes += batch.size();
-        self.batches.push_back((
-            batch.base_offset(),
-            batch.end_offset(),
-            batch.bytes().clone(),
-        ));
-        while self.bytes > self.limit {
-            let Some((_, _, oldest)) = self.batches.pop_front() else {
-                break;
-            };
-            self.bytes -= oldest.len();
-        }
-    }
-
-    fn truncate_to(&mut self, end: Offset) {
-        while self
-            .batches
-            .back()
-            .is_some_and(|(_, batch_end, _)| *batch_end > end)
-        {
-            if let Some((_, _, newest)) = self.batches.pop_back() {
-                self.bytes -= newest.len();
-            }
-        }
-    }
-
-    /// The place of the first batch that ends above `from`. Most who ask want the newest.
-    fn first_after(&self, from: Offset) -> usize {
-        let newest = self.batches.iter().rev().take(NEWEST);
-        let above = newest.take_while(|(_, end, _)| *end > from).count();
-        match above {
-            NEWEST => self.batches.partition_point(|(_, end, _)| *end <= from),
-            fewer => self.batches.len() - fewer,
-        }
-    }
-
-    fn read(&self, from: Offset, up_to: Offset, max_bytes: usize) -> Option<Bytes> {
-        let (first, _, _) = self.batches.front()?;
-        if from < *first {
-            return None;
-        }
-        let start = self.first_after(from);
-        let mut total = 0;
-        let chosen: Vec<&Bytes> = self
-            .batches
-            .range(start..)
-            .take_while(|(_, end, bytes)| {
-                let taken = *end <= up_to && (total == 0 || total + bytes.len() <= max_bytes);
-                total += bytes.len();
-                taken
-            })
-            .map(|(_, _, bytes)| bytes)
-            .collect();
-        match chosen[..] {
-            [] => Some(Bytes::new()),
-            [one] => Some(one.clone()),
-            ref many => {
-                let mut out = BytesMut::with_capacity(many.iter().map(|bytes| bytes.len()).sum());
-                many.iter().for_each(|bytes| out.extend_from_slice(bytes));
-                Some(out.freeze())
-            }
-        }
-    }
-}
 
 /// What the writer shares with readers.
 pub(crate) struct Shared<D: Dir> {
@@ -111,11 +33,7 @@ impl<D: Dir> Shared<D> {
     ) -> Self {
         Self {
             segments: RwLock::new(segments),
-            tail: Mutex::new(Tail {
-                batches: VecDeque::new(),
-                bytes: 0,
-                limit: tail_limit,
-            }),
+            tail: Mutex::new(Tail::new(tail_limit)),
             log_start: AtomicU64::new(log_start.get()),
         }
     }
@@ -123,6 +41,10 @@ impl<D: Dir> Shared<D> {
     pub(crate) fn appended(&self, batches: &[Batch]) {
         let mut tail = self.tail.lock();
         batches.iter().for_each(|batch| tail.push(batch));
+    }
+
+    pub(crate) fn share_tail(&self, budget: Arc<TailBudget>) {
+        self.tail.lock().share(budget);
     }
 
     pub(crate) fn truncated(&self, end: Offset) {

@@ -337,6 +337,7 @@ fn broker_config(settings: &NodeSettings) -> BrokerConfig {
         rack: settings.rack.clone(),
         produce_bytes: settings.produce_bytes,
         fetch_bytes: settings.fetch_bytes,
+        tail_cache_bytes: settings.tail_cache_bytes,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::Router;
-use quorate_config::NodeSettings;
+use quorate_config::{INTERNAL_CONNECTIONS, NodeSettings};
 use quorate_proto::internal::controller_server::ControllerServer;
 use quorate_proto::internal::replication_server::ReplicationServer;
 use quorate_proto::v1::FILE_DESCRIPTOR_SET;
@@ -77,6 +77,10 @@ impl Port {
         let port = Self::new("internal", settings);
         let streams = u32::try_from(settings.max_requests).unwrap_or(u32::MAX);
         Self {
+            connections: ConnectionLimits {
+                connections: INTERNAL_CONNECTIONS,
+                ..port.connections
+            },
             streams_per_connection: port.streams_per_connection.max(streams),
             ..port
         }
