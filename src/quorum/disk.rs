@@ -23,7 +23,7 @@ use crate::codec::{self, decode_entry};
 use crate::guarded::guarded;
 use crate::ids::{Entry, RaftLogId, Vote};
 use crate::promised::{PROMISED, Promise, Promised};
-use crate::sled_tail::small_file_fault;
+use crate::sled_tail::{is_unfinished, small_file_fault};
 
 pub(crate) const SEGMENT: usize = 2 << 20;
 /// A page has 16 values at most before it is split; sled's limit for a page is SEGMENT / 4.
@@ -34,6 +34,8 @@ const RELEASED: Duration = Duration::from_secs(10);
 const RELEASE_POLL: Duration = Duration::from_millis(5);
 const PURGE_STEP: usize = 1024;
 
+/// sled's settings.
+pub(crate) const CONF: &str = "conf";
 const VOTE: &[u8] = b"vote";
 const COMMITTED: &[u8] = b"committed";
 const PURGED: &[u8] = b"purged";
@@ -81,12 +83,24 @@ fn explained(path: &Path, error: io::Error) -> io::Error {
     damaged(format!("{}: {error}; {ADVICE}", path.display()))
 }
 
+/// Removes the page tables that were being written when the process ended. sled gives them their
+/// name once they are whole, and yet would take one for the newest.
+pub(crate) fn remove_unfinished(path: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        if is_unfinished(&entry.file_name().to_string_lossy()) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// sled's own words on a damaged `conf` or `snap.` name no file: they are checked before it.
 fn check_small_files(path: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(path)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if (name == "conf" || name.starts_with("snap."))
+        if (name == CONF || name.starts_with("snap."))
             && let Some(why) = small_file_fault(&name, &std::fs::read(entry.path())?)
         {
             return Err(explained(
@@ -134,6 +148,7 @@ impl Disk {
     /// no hole and that nothing is gone that was promised.
     pub(crate) fn open(path: &Path) -> io::Result<(Arc<Self>, Found)> {
         std::fs::create_dir_all(path)?;
+        remove_unfinished(path)?;
         check_small_files(path)?;
         let (file, opening) = (path.join("db"), path.to_owned());
         match guarded(move || Self::open_unguarded(&opening)) {
@@ -145,6 +160,8 @@ impl Disk {
     fn open_unguarded(path: &Path) -> io::Result<(Arc<Self>, Found)> {
         let db = path.join("db");
         let (mut disk, found) = Self::open_sled(path).map_err(|error| explained(&db, error))?;
+        // sled writes its settings once and never syncs them.
+        File::open(path.join(CONF))?.sync_all()?;
         File::open(path)?.sync_all()?;
         if let Some(parent) = path.parent().filter(|parent| parent.is_dir()) {
             File::open(parent)?.sync_all()?;

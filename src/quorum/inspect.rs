@@ -12,12 +12,12 @@ use quorate_log::{Findings, Severity};
 use quorate_metadata::{LogId, MetadataImage};
 use tempfile::TempDir;
 
-use crate::disk::{Disk, Found};
+use crate::disk::{CONF, Disk, Found, remove_unfinished};
 use crate::guarded::guarded;
 use crate::ids::{RaftId, StoredMembership};
 use crate::inspect_log::{LogCheck, describe};
 use crate::promised::{self, PROMISED};
-use crate::sled_tail::{Tail, TailKind, left_away, small_file_fault};
+use crate::sled_tail::{Tail, TailKind, is_unfinished, left_away, small_file_fault};
 use crate::snapshots::Snapshots;
 use crate::state_machine::{StateMachine, position};
 
@@ -26,6 +26,7 @@ const COPY_MAX: u64 = 4 << 30;
 /// Entries read ahead of whoever prints them.
 const AHEAD: usize = 64;
 const DB: &str = "metadata/log/db";
+const UNFINISHED: &str = "was being written when the node ended: the next start removes it";
 
 /// Why metadata cannot be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -160,6 +161,10 @@ impl MetadataCopy {
             .tempdir()
             .map_err(failed)?;
         copy_tree(&path, copy.path()).map_err(failed)?;
+        let log = copy.path().join("log");
+        if log.is_dir() {
+            remove_unfinished(&log).map_err(failed)?;
+        }
         strays(&path, findings);
         let mut opened = Self {
             copy,
@@ -317,10 +322,15 @@ fn strays(path: &Path, findings: &mut Findings) {
     }
     for name in names("log") {
         let known =
-            ["db", "conf", "blobs", PROMISED].contains(&name.as_str()) || name.starts_with("snap.");
+            ["db", CONF, "blobs", PROMISED].contains(&name.as_str()) || name.starts_with("snap.");
         if !known {
             let file = format!("metadata/log/{name}");
             findings.add(Severity::Note, &file, None, None, "is no file of sled's");
+        }
+        if is_unfinished(&name) {
+            let file = format!("metadata/log/{name}");
+            findings.add(Severity::Note, &file, None, None, UNFINISHED);
+            continue;
         }
         let content = match name.as_str() {
             "db" | "blobs" => continue,
@@ -340,7 +350,7 @@ fn strays(path: &Path, findings: &mut Findings) {
     }
     for name in names("snapshots") {
         let what = match name.as_str() {
-            "unfinished" => "was being written when the node ended: the next start removes it",
+            "unfinished" => UNFINISHED,
             name if name.starts_with("snapshot-") => continue,
             _ => "is no snapshot: nobody reads it",
         };

@@ -264,3 +264,18 @@ async fn a_flip_within_a_batch_that_others_follow_is_corruption_and_not_a_torn_e
     assert_eq!(worst.severity, Severity::Corruption, "{found:?}");
     assert!(worst.position.is_some());
 }
+
+#[tokio::test]
+async fn a_page_table_that_was_being_written_is_no_damage() {
+    let data = metadata().await;
+    let whole = read(data.path());
+    let name = data
+        .path()
+        .join("metadata/log/snap.00000000FFFFFFFF.generating");
+    fs::write(&name, "").unwrap();
+    let (found, entries, rest) = read(data.path());
+    let told: Vec<_> = found.iter().map(|f| (&f.file, f.severity)).collect();
+    assert_eq!(told, [(&name, Severity::Note)]);
+    assert_eq!((entries, rest), (whole.1, whole.2));
+    assert!(name.exists());
+}

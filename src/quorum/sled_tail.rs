@@ -12,7 +12,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::disk::SEGMENT;
+use crate::disk::{CONF, SEGMENT};
 
 const SEGMENT_HEADER: usize = 20;
 /// No message header is longer.
@@ -22,6 +22,10 @@ const BATCH_MANIFEST: u8 = 3;
 /// The largest kind of message that there is.
 const LAST_KIND: u8 = 12;
 const SNAPSHOT: &str = "snap.";
+/// The end of a page table's name until it is whole.
+const UNFINISHED: &str = ".generating";
+/// sled takes settings of no more bytes for missing, and writes them anew.
+const NO_SETTINGS: usize = 8;
 
 /// Where sled's log ended for it, while the file goes on.
 #[derive(Debug, PartialEq, Eq)]
@@ -120,11 +124,20 @@ fn header_lsn(segment: &[u8]) -> Option<u64> {
         .flatten()
 }
 
+/// Whether a file is a page table that was not written whole: its process ended before.
+pub(crate) fn is_unfinished(name: &str) -> bool {
+    name.starts_with(SNAPSHOT) && name.ends_with(UNFINISHED)
+}
+
 /// What is wrong with one of sled's small files by its own checksum: its settings (`conf`) and its
-/// page table (`snap.`). None where it is another file.
+/// page table (`snap.`). None where it is another file, and where it counts as missing.
 pub(crate) fn small_file_fault(name: &str, file: &[u8]) -> Option<String> {
     let after_body = match name {
-        "conf" => 4,
+        // A power loss soon after the first start may leave them so; they say nothing that this
+        // node does not know.
+        CONF if file.len() <= NO_SETTINGS => return None,
+        CONF => 4,
+        _ if is_unfinished(name) => return None,
         _ if name.starts_with(SNAPSHOT) => 12,
         _ => return None,
     };
