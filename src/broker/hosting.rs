@@ -67,6 +67,7 @@ impl Plane {
             self.host(id, log);
         }
         self.directory.note_hosted(self.slots.keys().copied())?;
+        self.directory.logs_opened()?;
         for id in lost {
             error!(partition = %id, "replica is damaged: its directory is gone");
             damaged.push(id);

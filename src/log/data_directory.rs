@@ -18,8 +18,8 @@ use uuid::Uuid;
 use crate::dir::{Dir, replace_file};
 use crate::error::{LogError, at};
 use crate::identity::{
-    HOSTED, META, Meta, begin_directory, count_start, note_boot, read_hosted, take_clean_mark,
-    write_clean_mark, write_hosted,
+    BOOT, CLEAN, HOSTED, META, Meta, begin_directory, count_start, note_boot, read_boot,
+    read_clean_mark, read_hosted, remove_clean_mark, write_clean_mark, write_hosted,
 };
 use crate::open::RecoveryContext;
 use crate::os_dir::{OsDir, SlowDir};
@@ -53,8 +53,8 @@ pub struct DataDirectory {
 }
 
 impl DataDirectory {
-    /// Opens the directory, or makes it; takes its lock, counts this start and takes the clean
-    /// mark away. Syncs take `sync_delay` longer, for tests.
+    /// Opens the directory, or makes it; takes its lock and counts this start. Syncs take
+    /// `sync_delay` longer, for tests.
     ///
     /// # Errors
     /// [`LogError::Directory`] when another process uses it, when it is another node's, when it
@@ -102,8 +102,8 @@ impl DataDirectory {
             );
         }
         let boot = boot_id();
-        let before = note_boot(&*dir, boot).map_err(at(&shown))?;
-        let clean_epoch = take_clean_mark(&*dir).map_err(at(&shown))?;
+        let before = read_boot(&*dir).map_err(at(&shown))?;
+        let clean_epoch = read_clean_mark(&*dir).map_err(at(&shown))?;
         let random = Uuid::new_v4().as_u64_pair().0;
         Ok(Self {
             dir,
@@ -158,6 +158,19 @@ impl DataDirectory {
         RecoveryContext {
             same_boot: self.same_boot,
         }
+    }
+
+    /// Every log has been opened, and what it holds is on the disk: notes so durably for this boot
+    /// and takes the clean mark away (R9). To be called before anything is appended; a start that
+    /// ends before leaves the next one what it found itself.
+    ///
+    /// # Errors
+    /// Of the disk.
+    pub fn logs_opened(&self) -> Result<(), LogError> {
+        if !self.same_boot {
+            note_boot(&*self.dir, self.boot).map_err(at(BOOT))?;
+        }
+        remove_clean_mark(&*self.dir).map_err(at(CLEAN))
     }
 
     /// Notes durably which cluster the directory belongs to.

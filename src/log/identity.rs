@@ -148,15 +148,23 @@ pub(crate) fn write_hosted<D: Dir>(dir: &D, ids: &BTreeSet<TopicPartition>) -> i
     replace_file(dir, ".", HOSTED, &frame(&body))
 }
 
-/// Takes the clean mark away, durably; gives the broker epoch that it was of.
-pub(crate) fn take_clean_mark<D: Dir>(dir: &D) -> io::Result<Option<BrokerEpoch>> {
-    let Some(file) = read_file(dir, CLEAN)? else {
-        return Ok(None);
-    };
-    dir.remove_file(CLEAN)?;
-    dir.sync_dir(".")?;
-    let epoch = unframe(&file).and_then(|body| body.get(..8)?.try_into().ok());
+/// The broker epoch that the clean mark is of.
+pub(crate) fn read_clean_mark<D: Dir>(dir: &D) -> io::Result<Option<BrokerEpoch>> {
+    let file = read_file(dir, CLEAN)?;
+    let epoch = file
+        .as_deref()
+        .and_then(unframe)
+        .and_then(|body| body.get(..8)?.try_into().ok());
     Ok(epoch.map(|bytes| BrokerEpoch::new(u64::from_be_bytes(bytes))))
+}
+
+/// Takes the clean mark away, durably.
+pub(crate) fn remove_clean_mark<D: Dir>(dir: &D) -> io::Result<()> {
+    match dir.remove_file(CLEAN) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => dir.sync_dir("."),
+    }
 }
 
 pub(crate) fn write_clean_mark<D: Dir>(dir: &D, epoch: BrokerEpoch) -> io::Result<()> {
@@ -165,16 +173,18 @@ pub(crate) fn write_clean_mark<D: Dir>(dir: &D, epoch: BrokerEpoch) -> io::Resul
 
 pub(crate) const BOOT: &str = "boot-id";
 
-/// Notes the machine's present boot; gives the one noted before.
-pub(crate) fn note_boot<D: Dir>(dir: &D, boot: BootId) -> io::Result<Option<BootId>> {
-    let before = read_file(dir, BOOT)?
+/// The machine's boot as noted last.
+pub(crate) fn read_boot<D: Dir>(dir: &D) -> io::Result<Option<BootId>> {
+    let file = read_file(dir, BOOT)?;
+    Ok(file
         .as_deref()
         .and_then(unframe)
-        .and_then(BootId::from_slice);
-    if before != Some(boot) {
-        replace_file(dir, ".", BOOT, &frame(boot.as_bytes()))?;
-    }
-    Ok(before)
+        .and_then(BootId::from_slice))
+}
+
+/// Notes the machine's present boot, durably.
+pub(crate) fn note_boot<D: Dir>(dir: &D, boot: BootId) -> io::Result<()> {
+    replace_file(dir, ".", BOOT, &frame(boot.as_bytes()))
 }
 
 #[cfg(test)]

@@ -372,6 +372,7 @@ fn a_directory_counts_its_starts_and_refuses_another_node_and_a_second_process()
             .to_string()
             .contains("another process")
     );
+    first.logs_opened().unwrap();
     first
         .write_clean(quorate_types::BrokerEpoch::new(77))
         .unwrap();
@@ -389,8 +390,43 @@ fn a_directory_counts_its_starts_and_refuses_another_node_and_a_second_process()
     assert_eq!(second.directory_id(), directory);
     assert_eq!(second.clean_epoch().map(|epoch| epoch.get()), Some(77));
     assert!(second.recovery_context().same_boot);
+    second.logs_opened().unwrap();
     drop(second);
     assert_eq!(open(1).unwrap().clean_epoch(), None);
+}
+
+#[test]
+fn a_start_that_ends_before_the_logs_are_open_leaves_the_next_one_what_it_found() {
+    let root = TempDir::new().unwrap();
+    let start = || DataDirectory::open(root.path(), NodeId::new(1), Duration::ZERO).unwrap();
+    let first = start();
+    first.logs_opened().unwrap();
+    let epoch = quorate_types::BrokerEpoch::new(7);
+    first.write_clean(epoch).unwrap();
+    drop(first);
+    let (mut log, _) = open(&root, AFTER_KILL);
+    append(&mut log, 1, 1, 0);
+    flush(&mut log);
+    log.checkpoint().unwrap();
+    let torn = append(&mut log, 1, 1, 1).size();
+    drop(log);
+    // The machine was booted since, and what was not synced came back as zeros.
+    let other = quorate_types::BootId::from_bytes([1; 16]);
+    crate::identity::note_boot(&OsDir::new(root.path()), other).unwrap();
+    let mut bytes = std::fs::read(first_segment(&root)).unwrap();
+    let whole = bytes.len() - torn;
+    bytes[whole..].fill(0);
+    std::fs::write(first_segment(&root), bytes).unwrap();
+    drop(start());
+    let second = start();
+    assert_eq!(second.clean_epoch(), Some(epoch));
+    let (log, report) = open(&root, second.recovery_context());
+    assert_eq!((report.damaged, log.log_end()), (None, Offset::new(1)));
+    second.logs_opened().unwrap();
+    drop(second);
+    let third = start();
+    assert!(third.recovery_context().same_boot);
+    assert_eq!(third.clean_epoch(), None);
 }
 
 #[test]

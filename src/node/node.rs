@@ -106,13 +106,8 @@ impl Node {
             source,
         })?;
         let cancel = CancellationToken::new();
-        let started =
-            Quorum::start(quorum_config(&settings, &directory), cancel.child_token()).await;
-        if let (Err(_), Some(epoch)) = (&started, directory.clean_epoch()) {
-            // The logs were not touched: they are as clean as they were found.
-            directory.write_clean(epoch)?;
-        }
-        let quorum = started?;
+        let quorum =
+            Quorum::start(quorum_config(&settings, &directory), cancel.child_token()).await?;
         let handle = quorum.handle.clone();
         let timing = LivenessTiming::new(settings.broker_session_timeout);
         let (controller, controller_task) = quorate_controller::start(
