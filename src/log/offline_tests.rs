@@ -79,6 +79,7 @@ fn data(root: &Path, ended: Ended) -> String {
     let cx = RecoveryContext { same_boot: true };
     let dir = Arc::clone(&directory.dir());
     let (mut log, _) = PartitionLog::open(dir, &path, options, cx).unwrap();
+    directory.logs_opened().unwrap();
     fill(&mut log, ended);
     if ended == Ended::Closed {
         log.close().unwrap();

@@ -63,6 +63,11 @@ impl<D: Dir, F: Faults> Replica<D, F> {
     /// or appended any more in this epoch; the log is cut to the last good sync.
     pub(crate) fn fail(&mut self, cx: &Context<'_>, why: &str, out: &mut Vec<Action<D>>) {
         error!(partition = %self.id, why, "the log failed");
+        if matches!(self.role, Role::Damaged) {
+            // It has stopped, and the quorum hears of it: only its next start, which checks every
+            // batch, brings it back.
+            return;
+        }
         if let Role::Leader(leader) = &mut self.role {
             leader.abandon(out);
         }

@@ -642,6 +642,27 @@ fn a_leader_that_cannot_read_a_batch_gives_way_and_the_next_start_tells() {
 }
 
 #[test]
+fn a_flush_that_fails_brings_no_damaged_replica_back() {
+    let mut cluster = Cluster::new();
+    cluster.produce(1, 0, Acks::All, None);
+    cluster.run();
+    cluster.nodes.get_mut(&node(1)).unwrap().flushes = false;
+    cluster.produce(1, 1, Acks::Leader, None);
+    let failed = quorate_log::FlushDone {
+        end: Offset::new(2),
+        generation: cluster.replica(1).log().generation(),
+        error: Some(std::io::Error::other("no space")),
+    };
+    let why = "p/0.log, position 0: CRC".to_owned();
+    cluster.step(node(1), Event::Unreadable { why });
+    cluster.step(node(1), Event::Flushed(failed));
+    cluster.run();
+    cluster.pass(Duration::from_secs(2));
+    assert_eq!(cluster.replica(1).status(), crate::Status::Damaged);
+    assert_eq!(cluster.isr(), [2, 3]);
+}
+
+#[test]
 fn the_only_in_sync_replica_goes_on_with_what_it_can_read() {
     let mut cluster = Cluster::new();
     for id in [2, 3] {
