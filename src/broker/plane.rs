@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use quorate_log::{DataDirectory, Flusher, TailBudget};
+use quorate_log::{DataDirectory, FlushDone, Flusher, TailBudget};
 use quorate_metadata::MetadataImage;
 use quorate_quorum::QuorumHandle;
 use quorate_replication::{
@@ -182,13 +182,15 @@ impl Plane {
             {
                 mail.push(request);
             }
-            for mail in mail.drain(..) {
+            let mut batch = mail.drain(..);
+            while let Some(mail) = batch.next() {
                 if let Mail::Stop(stopped) = mail {
-                    let _gone = stopped.send(self.stop());
+                    let _gone = stopped.send(self.stop(batch, &mut inbox));
                     return;
                 }
                 self.take(mail);
             }
+            drop(batch);
             self.settle();
             // Looked at by the clock, not by the interval: mail without end must not starve it.
             let now = self.clock.now();
@@ -462,7 +464,19 @@ impl Plane {
         for (id, slot) in std::mem::take(&mut self.slots) {
             self.registry.remove(&id);
             slot.hosted.retire();
-            if let Err(error) = slot.replica.into_log().close() {
+        self.flusher.finish();
+        let noticed = std::iter::from_fn(|| inbox.notices.try_recv().ok());
+        let mut flushed: BTreeMap<TopicPartition, FlushDone> = left
+            .chain(noticed)
+            .filter_map(|mail| match mail {
+                Mail::Flushed(done) => Some(done),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+            let mut log = slot.replica.into_log();
+            let last = flushed.remove(&id).map(|done| log.complete_flush(done));
+            if let Err(error) = last.unwrap_or(Ok(())).and_then(|()| log.close()) {
                 error!(partition = %id, %error, "a log could not be closed cleanly");
                 closed = false;
             }

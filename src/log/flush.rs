@@ -99,12 +99,12 @@ impl<D: Dir> Flusher<D> {
             .name("quorate-flush".to_owned())
             .spawn(move || {
                 let flushes = Flushes::new();
-                let mut slow = false;
+                let mut disk = Manner::default();
                 while let Ok(first) = queue.recv() {
                     let mut group = vec![first];
                     group.extend(queue.try_iter());
                     let begun = Instant::now();
-                    let done = sync_group(&*dir, group, &mut slow);
+                    let done = sync_group(&*dir, group, &mut disk);
                     let errors = done.iter().filter(|(_, done)| done.error.is_some());
                     flushes.done(done.len(), errors.count(), begun.elapsed());
                     completed(done);
@@ -124,10 +124,9 @@ impl<D: Dir> Flusher<D> {
             error!(partition = %id, "the flusher has died");
         }
     }
-}
 
-impl<D: Dir> Drop for Flusher<D> {
-    fn drop(&mut self) {
+    /// Returns when everything submitted has been completed. Nothing more is taken.
+    pub fn finish(&mut self) {
         self.tickets = None;
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
@@ -137,13 +136,29 @@ impl<D: Dir> Drop for Flusher<D> {
     }
 }
 
+impl<D: Dir> Drop for Flusher<D> {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+/// What earlier groups have shown of the disk.
+#[derive(Default)]
+struct Manner {
+    /// It was slow the last time.
+    slow: bool,
+    /// A sync of everything has met an error, and was told of it once: it may have been that of a
+    /// log of another group, whose own sync would then succeed. A file's sync has the file's error.
+    one_by_one: bool,
+}
+
 fn sync_group<D: Dir>(
     dir: &D,
     group: Vec<(TopicPartition, FlushTicket<D>)>,
-    slow: &mut bool,
+    disk: &mut Manner,
 ) -> Vec<(TopicPartition, FlushDone)> {
     let files: usize = group.iter().map(|(_, ticket)| ticket.files.len()).sum();
-    if files > SYNC_ALL_ABOVE {
+    if files > SYNC_ALL_ABOVE && !disk.one_by_one {
         match dir.sync_all() {
             Ok(true) => {
                 return group
@@ -153,6 +168,7 @@ fn sync_group<D: Dir>(
             }
             Ok(false) => {}
             Err(error) => {
+                disk.one_by_one = true;
                 let same = |ticket: &FlushTicket<D>| {
                     ticket.done(Some(io::Error::new(error.kind(), error.to_string())))
                 };
@@ -163,7 +179,7 @@ fn sync_group<D: Dir>(
             }
         }
     }
-    sync_each(group, slow)
+    sync_each(group, &mut disk.slow)
 }
 
 /// Syncs one log after the other, or several at a time where the disk was `slow` the last time;
@@ -209,16 +225,14 @@ fn sync_each<D: Dir>(
 #[allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
 mod tests {
     use super::*;
-    use crate::dir::OpenMode;
-    use crate::os_dir::{OsDir, SlowDir};
+    use crate::dir::{Entry, OpenMode};
+    use crate::os_dir::{OsDir, OsFile, SlowDir};
     use quorate_types::{PartitionId, TopicId};
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     const DELAY: Duration = Duration::from_millis(40);
 
-    fn group(
-        dir: &Arc<SlowDir<OsDir>>,
-        logs: u32,
-    ) -> Vec<(TopicPartition, FlushTicket<SlowDir<OsDir>>)> {
+    fn group<D: Dir>(dir: &Arc<D>, logs: u32) -> Vec<(TopicPartition, FlushTicket<D>)> {
         let ticket = |number: u32| {
             let file = dir.open(&number.to_string(), OpenMode::Append).unwrap();
             file.append(&[b"a"]).unwrap();
@@ -235,15 +249,81 @@ mod tests {
         (0..logs).map(ticket).collect()
     }
 
+    /// A directory that says once of a sync of everything that it failed.
+    struct FailsOnce {
+        inner: OsDir,
+        asked: AtomicUsize,
+    }
+
+    impl Dir for FailsOnce {
+        type File = OsFile;
+
+        fn open(&self, path: &str, mode: OpenMode) -> io::Result<OsFile> {
+            self.inner.open(path, mode)
+        }
+
+        fn create_dir(&self, path: &str) -> io::Result<()> {
+            self.inner.create_dir(path)
+        }
+
+        fn sync_dir(&self, path: &str) -> io::Result<()> {
+            self.inner.sync_dir(path)
+        }
+
+        fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+            self.inner.rename(from, to)
+        }
+
+        fn remove_file(&self, path: &str) -> io::Result<()> {
+            self.inner.remove_file(path)
+        }
+
+        fn remove_dir_all(&self, path: &str) -> io::Result<()> {
+            self.inner.remove_dir_all(path)
+        }
+
+        fn list(&self, path: &str) -> io::Result<Vec<Entry>> {
+            self.inner.list(path)
+        }
+
+        fn sync_all(&self) -> io::Result<bool> {
+            match self.asked.fetch_add(1, Ordering::Relaxed) {
+                0 => Err(io::Error::other("some file")),
+                _ => Ok(true),
+            }
+        }
+    }
+
+    #[test]
+    fn after_an_error_of_some_file_each_file_is_asked_for_its_own() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Arc::new(FailsOnce {
+            inner: OsDir::new(root.path()),
+            asked: AtomicUsize::new(0),
+        });
+        let mut disk = Manner::default();
+        let many = SYNC_ALL_ABOVE as u32 + 1;
+        let failed = |done: &[(TopicPartition, FlushDone)]| {
+            let failed = done.iter().filter(|(_, done)| done.error.is_some());
+            failed.count()
+        };
+        let first = sync_group(&*dir, group(&dir, many), &mut disk);
+        assert_eq!(failed(&first), first.len());
+        let second = sync_group(&*dir, group(&dir, many), &mut disk);
+        // The one whose folder is missing.
+        assert_eq!(failed(&second), 1);
+        assert_eq!(dir.asked.load(Ordering::Relaxed), 1);
+    }
+
     #[test]
     fn the_logs_of_a_slow_disk_do_not_wait_for_each_other() {
         let root = tempfile::tempdir().unwrap();
         let dir = Arc::new(SlowDir::new(OsDir::new(root.path()), DELAY));
-        let mut slow = false;
-        assert_eq!(sync_group(&*dir, group(&dir, 2), &mut slow).len(), 2);
-        assert!(slow);
+        let mut disk = Manner::default();
+        assert_eq!(sync_group(&*dir, group(&dir, 2), &mut disk).len(), 2);
+        assert!(disk.slow);
         let begun = Instant::now();
-        let mut done = sync_group(&*dir, group(&dir, 8), &mut slow);
+        let mut done = sync_group(&*dir, group(&dir, 8), &mut disk);
         assert!(begun.elapsed() < DELAY * 7, "{:?}", begun.elapsed());
         done.sort_by_key(|(id, _)| *id);
         let ends: Vec<_> = done.iter().map(|(_, done)| done.end.get()).collect();

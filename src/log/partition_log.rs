@@ -440,9 +440,14 @@ impl<D: Dir> PartitionLog<D> {
     /// Flushes and writes everything that makes the next opening quick.
     ///
     /// # Errors
-    /// Of the disk.
+    /// Of the disk; [`LogError::Failed`] while a flush is under way: it may have met an error that
+    /// no later sync is told of (R13).
     pub fn close(mut self) -> Result<(), LogError> {
         self.usable()?;
+        if self.in_flight.is_some() {
+            let why = "a flush is under way, and how it ends is not known";
+            return Err(LogError::Failed(why.to_owned()));
+        }
         self.sync_now()?;
         self.write_epochs()?;
         self.write_snapshot()?;

@@ -316,6 +316,22 @@ fn a_failed_flush_stops_the_log_until_it_is_cut_to_the_last_good_one() {
 }
 
 #[test]
+fn a_log_whose_last_flush_failed_or_is_under_way_is_not_closed() {
+    for failed in [true, false] {
+        let root = TempDir::new().unwrap();
+        let (mut log, _) = open(&root, AFTER_KILL);
+        append(&mut log, 1, 2, 0);
+        let ticket = log.start_flush().unwrap();
+        if failed {
+            let mut done = ticket.run();
+            done.error = Some(std::io::Error::other("no space"));
+            assert!(log.complete_flush(done).is_err());
+        }
+        assert!(matches!(log.close(), Err(LogError::Failed(_))));
+    }
+}
+
+#[test]
 fn what_does_not_follow_is_refused_and_changes_nothing() {
     let root = TempDir::new().unwrap();
     let (mut log, _) = open(&root, AFTER_KILL);

@@ -425,7 +425,12 @@ impl<F: Faults> World<F> {
         let Some(process) = self.end_process(node) else {
             return;
         };
-        let closed = process.replica.map(|replica| replica.into_log().close());
+        let flushed = self.take_flush(node);
+        let closed = process.replica.map(|replica| {
+            let mut log = replica.into_log();
+            let last = flushed.map(|done| log.complete_flush(done));
+            last.unwrap_or(Ok(())).and_then(|()| log.close())
+        });
         if let None | Some(Ok(())) = closed {
             self.node_mut(node).clean = epoch;
         }

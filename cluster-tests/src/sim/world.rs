@@ -403,6 +403,20 @@ impl<F: Faults> World<F> {
         self.queue.insert((self.now + wait, self.queued), event);
     }
 
+    /// Ends the flush that a node has under way.
+    pub(super) fn take_flush(&mut self, of: NodeId) -> Option<FlushDone> {
+        let (at, _) = self.queue.iter().find(|(_, event)| {
+            matches!(event, Scheduled::FlushRuns { node, .. } | Scheduled::FlushDone { node, .. }
+                if *node == of)
+        })?;
+        let at = *at;
+        match self.queue.remove(&at)? {
+            Scheduled::FlushRuns { ticket, .. } => Some(ticket.run()),
+            Scheduled::FlushDone { done, .. } => Some(done),
+            _ => None,
+        }
+    }
+
     /// How long a call takes.
     pub(super) fn delay(&mut self) -> Duration {
         Duration::from_micros(self.rng.random_range(50..2_000))
