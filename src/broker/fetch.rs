@@ -1,6 +1,7 @@
 //! Reading: below the high watermark, from the leader, without passing through the plane.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -142,11 +143,18 @@ async fn read(
         fetches.read(bytes.len(), true);
         return Ok(bytes);
     }
-    let reader = hosted.reader.clone();
+    let log = Arc::clone(hosted);
     let (mailbox, partition) = (mailbox.clone(), call.partition);
     let bytes = blocking(move || {
-        let read = reader.read(from, up_to, max_bytes);
-        if let Err(error @ (ReadError::Corrupt { .. } | ReadError::Io { .. })) = &read {
+        let read = log.reader.read(from, up_to, max_bytes);
+        let Err(ReadError::Corrupt { .. } | ReadError::Io { .. }) = read else {
+            return read;
+        };
+        // The log may have been cut under the first read: only what fails twice is believed.
+        let read = log.reader.read(from, up_to, max_bytes);
+        if let Err(error @ (ReadError::Corrupt { .. } | ReadError::Io { .. })) = &read
+            && !log.unreadable.swap(true, Ordering::AcqRel)
+        {
             // Whoever asks again finds another leader, where there is one.
             let why = error.to_string();
             mailbox.notify(Mail::Unreadable { partition, why });
@@ -199,6 +207,62 @@ pub(crate) async fn list_offset(
                 None if up_to < epoch_start => Err(FetchError::OffsetNotAvailable),
                 None => Ok(listed(None, None)),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
+mod tests {
+    use super::*;
+    use crate::hosted::Registry;
+    use crate::mailbox::mailbox;
+    use quorate_log::{LogOptions, OsDir, PartitionLog, RecoveryContext, SlowDir};
+    use quorate_record::{BatchBuilder, Compression};
+    use quorate_types::{PartitionId, Timestamp, TopicId, TopicPartition};
+
+    #[tokio::test]
+    async fn damage_is_told_once_until_it_is_taken() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Arc::new(SlowDir::new(OsDir::new(root.path()), Duration::ZERO));
+        let (options, cx) = (LogOptions::default(), RecoveryContext::default());
+        let open = || PartitionLog::open(Arc::clone(&dir), "p", options, cx).unwrap();
+        let (mut log, _) = open();
+        let mut builder = BatchBuilder::new(Compression::None);
+        builder.push(Timestamp::default(), None, Some(b"value"), &[]);
+        let batch = builder.build().stamped(Offset::ZERO, LeaderEpoch::ZERO);
+        log.append(&batch, Timestamp::default()).unwrap();
+        drop(log);
+        let (log, _) = open();
+        let partition = TopicPartition::new(TopicId::from_bytes([1; 16]), PartitionId::new(0));
+        let registry = Registry::default();
+        let hosted = registry.insert(partition, log.reader(), log.epochs().clone());
+        let file = root.path().join("p/00000000000000000000.log");
+        let mut bytes = std::fs::read(&file).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+
+        let (mailbox, mut inbox) = mailbox();
+        let fetches = Fetches::new();
+        let call = FetchCall {
+            partition,
+            offset: Offset::ZERO,
+            max_bytes: 1 << 20,
+            min_bytes: 0,
+            max_wait: Duration::ZERO,
+            current_epoch: None,
+            last_fetched_epoch: None,
+        };
+        let up_to = Offset::new(1);
+        for taken in [true, false] {
+            for _ in 0..3 {
+                let read = read(&hosted, &fetches, &mailbox, &call, up_to).await;
+                assert!(matches!(read, Err(FetchError::Storage(_))), "{read:?}");
+            }
+            let told = inbox.notices.try_recv();
+            assert!(matches!(told, Ok(Mail::Unreadable { .. })), "{taken}");
+            assert!(inbox.notices.try_recv().is_err());
+            hosted.unreadable.store(false, Ordering::Release);
         }
     }
 }

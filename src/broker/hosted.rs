@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use parking_lot::RwLock;
 use quorate_log::LogReader;
@@ -45,6 +46,8 @@ pub(crate) struct Hosted {
     pub(crate) state: watch::Sender<Published>,
     /// Refreshed with every change of role, and while leading complete for every epoch.
     pub(crate) epochs: RwLock<LeaderEpochCache>,
+    /// A reader has told the plane that the log cannot be read, and the plane has not taken it yet.
+    pub(crate) unreadable: AtomicBool,
 }
 
 impl Hosted {
@@ -75,6 +78,7 @@ impl Registry {
             reader,
             state: watch::Sender::default(),
             epochs: RwLock::new(epochs),
+            unreadable: AtomicBool::new(false),
         });
         self.partitions.write().insert(id, Arc::clone(&hosted));
         hosted

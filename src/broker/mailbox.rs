@@ -60,7 +60,7 @@ pub(crate) enum Mail {
         link: LinkId,
         message: LeaderMessage,
     },
-    /// A reader found a batch damaged on the disk.
+    /// A reader found a batch damaged on the disk; told once until the plane has taken it.
     Unreadable {
         partition: TopicPartition,
         why: String,
@@ -76,8 +76,8 @@ pub(crate) enum Mail {
 }
 
 /// The two ways into the plane. Requests and stream messages wait for room; notices never do,
-/// since each is bounded by what exists (one flush a partition, one end a stream, one proposal a
-/// partition), and whoever sends them must not be blocked by a busy plane.
+/// since each is bounded by what exists (one flush, one proposal and one damage a partition, one
+/// end a stream), and whoever sends them must not be blocked by a busy plane.
 #[derive(Debug, Clone)]
 pub(crate) struct Mailbox {
     requests: mpsc::Sender<Mail>,

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use quorate_log::{DataDirectory, FlushDone, Flusher, TailBudget};
@@ -304,6 +304,9 @@ impl Plane {
                 }
             }
             Mail::Unreadable { partition, why } => {
+                if let Some(slot) = self.slots.get(&partition) {
+                    slot.hosted.unreadable.store(false, Ordering::Release);
+                }
                 self.step(partition, Event::Unreadable { why });
             }
             Mail::Flushed(done) => {
@@ -452,18 +455,15 @@ impl Plane {
         }
     }
 
-    /// Closes every log; says whether all of them closed well.
-    fn stop(&mut self) -> bool {
+    /// Closes every log; says whether all of them closed well. Of the mail that is left only the
+    /// ends of flushes are taken: an error that one of them met no later sync is told of (R13).
+    fn stop(&mut self, left: impl Iterator<Item = Mail>, inbox: &mut Inbox) -> bool {
         self.settle();
         self.publish();
         self.answer();
         for (_, waiting) in std::mem::take(&mut self.waiting) {
             let _gone = waiting.answer.send(Err(ProduceError::LeadershipLost));
         }
-        let mut closed = true;
-        for (id, slot) in std::mem::take(&mut self.slots) {
-            self.registry.remove(&id);
-            slot.hosted.retire();
         self.flusher.finish();
         let noticed = std::iter::from_fn(|| inbox.notices.try_recv().ok());
         let mut flushed: BTreeMap<TopicPartition, FlushDone> = left
@@ -474,6 +474,10 @@ impl Plane {
             })
             .flatten()
             .collect();
+        let mut closed = true;
+        for (id, slot) in std::mem::take(&mut self.slots) {
+            self.registry.remove(&id);
+            slot.hosted.retire();
             let mut log = slot.replica.into_log();
             let last = flushed.remove(&id).map(|done| log.complete_flush(done));
             if let Err(error) = last.unwrap_or(Ok(())).and_then(|()| log.close()) {

@@ -113,7 +113,9 @@ impl<D: Dir> LogReader<D> {
         let mut bytes = Bytes::from(read_block(&segment, position, want)?);
         let mut end = 0;
         let mut rest = bytes.clone();
-        while rest.len() >= HEADER_LEN {
+        // What lies above may be cut and written anew at this moment: no business of this read.
+        let mut reached = from;
+        while rest.len() >= HEADER_LEN && reached < up_to {
             let corrupt = |source| ReadError::Corrupt {
                 path: segment.path.clone(),
                 position: position + end as u64,
@@ -124,10 +126,12 @@ impl<D: Dir> LogReader<D> {
             if size > rest.len() {
                 break;
             }
-            let batch = Batch::parse(rest.split_to(size)).map_err(corrupt)?;
-            if batch.end_offset() > up_to {
+            let header = BatchHeader::read(&rest).map_err(corrupt)?;
+            if header.end_offset() > up_to {
                 break;
             }
+            Batch::parse(rest.split_to(size)).map_err(corrupt)?;
+            reached = header.end_offset();
             end += size;
         }
         bytes.truncate(end);

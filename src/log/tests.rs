@@ -356,6 +356,20 @@ fn an_epoch_that_was_begun_survives_a_kill_without_a_record() {
 }
 
 #[test]
+fn what_lies_above_is_no_business_of_a_read() {
+    let root = TempDir::new().unwrap();
+    let (mut log, _) = open(&root, AFTER_KILL);
+    let first = append(&mut log, 1, 2, 0);
+    append(&mut log, 1, 2, 1);
+    drop(log);
+    let (log, _) = open(&root, AFTER_KILL);
+    flip(&root, first.size() + 70);
+    let read = |up_to| log.reader().read(Offset::ZERO, Offset::new(up_to), 1 << 20);
+    assert_eq!(read(2).unwrap(), *first.bytes());
+    assert!(read(4).is_err());
+}
+
+#[test]
 fn an_offset_is_found_by_its_time() {
     let root = TempDir::new().unwrap();
     let (mut log, _) = open(&root, AFTER_KILL);
