@@ -389,7 +389,7 @@ impl<D: Dir> Opening<'_, D> {
                     // ones follow.
                     let incomplete = matches!(why, BatchError::Truncated { .. })
                         && !SegmentWalk::open(&**self.dir, self.path, base)?
-                            .whole_after(found.size)?;
+                            .whole_after(found.size, found.end, epoch)?;
                     found.cut = Some((why, incomplete));
                     break;
                 }

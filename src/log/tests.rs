@@ -660,6 +660,28 @@ fn a_changed_length_in_the_middle_is_not_taken_for_a_torn_end() {
 }
 
 #[test]
+fn a_batch_that_a_torn_record_holds_is_no_batch_of_the_log() {
+    for whole in [0, 1] {
+        let root = TempDir::new().unwrap();
+        let (mut log, _) = open(&root, AFTER_KILL);
+        for base in 0..=whole {
+            // As one that is kept from another log.
+            let held = batch(0, 9, 1, 7);
+            let mut builder = BatchBuilder::new(Compression::None);
+            builder.push(Timestamp::default(), None, Some(held.bytes()), &[]);
+            let holder = builder.build();
+            let holder = holder.stamped(Offset::new(base), LeaderEpoch::new(1));
+            log.append(&holder, Timestamp::default()).unwrap();
+        }
+        drop(log);
+        let bytes = std::fs::read(first_segment(&root)).unwrap();
+        std::fs::write(first_segment(&root), &bytes[..bytes.len() - 1]).unwrap();
+        let (log, report) = open(&root, AFTER_KILL);
+        assert_eq!((report.damaged, log.log_end()), (None, Offset::new(whole)));
+    }
+}
+
+#[test]
 fn a_damaged_count_or_list_keeps_the_directory_closed_and_is_named() {
     let id = TopicPartition::new(
         quorate_types::TopicId::from_bytes([4; 16]),

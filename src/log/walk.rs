@@ -3,7 +3,7 @@
 //! node reads them (`open::next_batch`).
 
 use quorate_record::{Batch, BatchError, BatchHeader, HEADER_LEN};
-use quorate_types::Offset;
+use quorate_types::{LeaderEpoch, Offset};
 
 use crate::dir::{Dir, DirFile, OpenMode};
 use crate::error::{LogError, at};
@@ -12,8 +12,10 @@ use crate::segment::{base_of, file_name};
 
 /// Bytes read at a time while the next batch is looked for.
 const BLOCK: usize = 64 << 10;
-/// So many places that look like a header are tried before the rest of a file is given up.
-const TRIES: usize = 1024;
+/// So many bytes behind places that look like a header are read before the rest of a file is given
+/// up; each place counts for [`TRY`] at least.
+const TRIED_MAX: u64 = 256 << 20;
+const TRY: u64 = 16 << 10;
 
 /// A part of a segment.
 #[derive(Debug)]
@@ -45,6 +47,10 @@ pub struct SegmentWalk<F> {
     base: Offset,
     length: u64,
     position: u64,
+    /// The end of what was walked over, and its epoch at least: what follows damage begins above.
+    /// Other batches there may be what a record holds.
+    next: Offset,
+    epoch: LeaderEpoch,
 }
 
 /// The first offsets of a partition's segments, rising.
@@ -74,6 +80,8 @@ impl<F: DirFile> SegmentWalk<F> {
             base,
             length,
             position: 0,
+            next: base,
+            epoch: LeaderEpoch::ZERO,
         })
     }
 
@@ -99,6 +107,9 @@ impl<F: DirFile> SegmentWalk<F> {
         match self.batch_at(position)? {
             Ok(batch) => {
                 self.position += batch.size() as u64;
+                // The offset is outside the CRC: one that was changed may be much too large.
+                let counted = self.next.plus(u64::from(batch.header().record_count));
+                self.next = counted.min(batch.end_offset());
                 Ok(Some(Piece::Batch { position, batch }))
             }
             Err(error) => {
@@ -126,9 +137,20 @@ impl<F: DirFile> SegmentWalk<F> {
         next_batch(&self.file, &self.path, position, self.length)
     }
 
-    /// Whether a whole batch lies somewhere after the one at `position`, which is not.
-    pub(crate) fn whole_after(&self, position: u64) -> Result<bool, LogError> {
-        Ok(self.resume_after(position, None)? < self.length)
+    /// Whether a whole batch lies somewhere after the one at `position`, which is not and was to
+    /// begin at `offset`, after a batch of `epoch`.
+    pub(crate) fn whole_after(
+        self,
+        position: u64,
+        offset: Offset,
+        epoch: LeaderEpoch,
+    ) -> Result<bool, LogError> {
+        let walk = Self {
+            next: offset,
+            epoch,
+            ..self
+        };
+        Ok(walk.resume_after(position, None)? < walk.length)
     }
 
     /// Where the next whole batch begins after damage: first where the damaged one says that it
@@ -140,7 +162,7 @@ impl<F: DirFile> SegmentWalk<F> {
                 return Ok(next);
             }
         }
-        let mut tries = 0;
+        let mut tried = 0;
         let mut start = damage + 1;
         while start + HEADER_LEN as u64 <= self.length {
             let want = BLOCK.min((self.length - start) as usize);
@@ -155,13 +177,14 @@ impl<F: DirFile> SegmentWalk<F> {
                     continue;
                 };
                 let position = start + inner as u64;
-                if header.base_offset < self.base
+                if header.base_offset <= self.next
+                    || header.leader_epoch < self.epoch
                     || header.size as u64 > (self.length - position).min(BATCH_MAX as u64)
                 {
                     continue;
                 }
-                tries += 1;
-                if tries > TRIES {
+                tried += TRY.max(header.size as u64);
+                if tried > TRIED_MAX {
                     return Ok(self.length);
                 }
                 if self.plausible(position)? {
