@@ -222,6 +222,12 @@ impl BatchHeader {
         if self.timestamp_type == TimestampType::LogAppendTime {
             attributes |= LOG_APPEND_TIME_BIT;
         }
+        if self.is_control {
+            attributes |= CONTROL_BIT;
+        }
+        if self.is_transactional {
+            attributes |= TRANSACTIONAL_BIT;
+        }
         let (id, epoch, sequence) = match self.producer {
             Some(tag) => (
                 tag.id.to_signed(),

@@ -107,6 +107,19 @@ fn a_count_that_does_not_fit_the_last_delta_is_refused() {
 }
 
 #[test]
+fn another_codec_takes_no_attribute_away() {
+    let mut bytes = sample(Compression::None, 3).bytes().to_vec();
+    // LogAppendTime, part of a transaction, a marker.
+    bytes[22] |= 0x38;
+    crate::header::seal(&mut bytes);
+    let batch = Batch::parse(bytes.into()).unwrap();
+    let packed = batch.recompressed(Compression::Zstd, 1 << 20).unwrap();
+    let header = packed.header();
+    assert!(header.is_transactional && header.is_control);
+    assert_eq!(header.timestamp_type, TimestampType::LogAppendTime);
+}
+
+#[test]
 fn every_flipped_bit_behind_the_epoch_is_noticed() {
     let good = sample(Compression::None, 2).bytes().to_vec();
     for at in (8..12).chain(16..good.len()) {

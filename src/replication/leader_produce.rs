@@ -102,6 +102,12 @@ impl<F: Faults> ReplicaLeader<F> {
             let why = "control batches and transactions are not taken";
             return Err(ProduceError::InvalidRecord(why.to_owned()));
         }
+        if header.timestamp_type == TimestampType::LogAppendTime
+            && self.view.settings.timestamp_type == TimestampType::CreateTime
+        {
+            let why = "the batch says that its time is the leader's: only the leader may say so";
+            return Err(ProduceError::InvalidRecord(why.to_owned()));
+        }
         if produce.acks != Acks::All
             && cx.now.saturating_sub(cx.controller_contact) > timing.session_timeout
         {

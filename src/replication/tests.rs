@@ -311,10 +311,14 @@ impl Cluster {
     }
 
     fn produce(&mut self, to: u32, mark: u64, acks: Acks, tag: Option<(u64, u32)>) -> u64 {
+        self.produce_batch(to, batch(mark, tag), acks)
+    }
+
+    fn produce_batch(&mut self, to: u32, batch: Batch, acks: Acks) -> u64 {
         self.requests += 1;
         let produce = Produce {
             id: RequestId(self.requests),
-            batch: batch(mark, tag),
+            batch,
             acks,
             deadline: self.now + Duration::from_secs(1),
             current_epoch: None,
@@ -479,6 +483,19 @@ fn too_few_in_sync_replicas_refuse_before_anything_is_appended() {
     cluster.pass(Duration::from_secs(1));
     assert_eq!(cluster.isr(), [1, 2]);
     assert_eq!(cluster.replica(1).log().high_watermark(), Offset::new(1));
+}
+
+#[test]
+fn a_batch_that_says_its_time_is_the_leaders_is_refused() {
+    let mut cluster = Cluster::new();
+    let claimed = batch(0, None).with_log_append_time(Timestamp::from_millis(1));
+    let request = cluster.produce_batch(1, claimed, Acks::All);
+    let answer = &cluster.answers[&request];
+    assert!(
+        matches!(answer, Err(ProduceError::InvalidRecord(_))),
+        "{answer:?}"
+    );
+    assert_eq!(cluster.replica(1).log().log_end(), Offset::ZERO);
 }
 
 #[test]
