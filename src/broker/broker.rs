@@ -301,13 +301,16 @@ impl Broker {
         let deadline = shared.clock.now() + call.timeout;
         match self.produce_room(call.batch.size(), call.timeout).await {
             Ok(permit) => {
-                call.batch = match self.under_topic_codec(&call.partition, call.batch).await {
-                    Ok(batch) => batch,
+                let packed = self.under_topic_codec(&call.partition, call.batch, permit, deadline);
+                let (batch, permit) = match packed.await {
+                    Ok(packed) => packed,
                     Err(error) => {
+                        crate::metrics::refused(&error);
                         let _gone = answer.send(Err(error));
                         return PendingProduce { answer: pending };
                     }
                 };
+                call.batch = batch;
                 // A plane that has stopped drops the mail, and with it the answer's sender.
                 shared
                     .mailbox
@@ -328,29 +331,48 @@ impl Broker {
         PendingProduce { answer: pending }
     }
 
-    /// `compression.type`: the batch under the topic's codec, where it has one.
+    /// `compression.type`: the batch under the topic's codec, where it has one, with room for what
+    /// it has become.
     async fn under_topic_codec(
         &self,
         partition: &TopicPartition,
         batch: Batch,
-    ) -> Result<Batch, ProduceError> {
+        permit: OwnedSemaphorePermit,
+        deadline: Duration,
+    ) -> Result<(Batch, OwnedSemaphorePermit), ProduceError> {
         let image = self.shared.quorum.image();
         let settings = image.topic(partition.topic_id).map(|topic| &topic.settings);
-        let Some(codec) = settings.and_then(|settings| settings.compression) else {
-            return Ok(batch);
+        let Some((codec, limit)) = settings.and_then(|settings| {
+            let codec = settings.compression?;
+            Some((codec, settings.max_message_bytes))
+        }) else {
+            return Ok((batch, permit));
         };
         if codec == batch.header().compression {
-            return Ok(batch);
+            return Ok((batch, permit));
         }
         let turn = self.shared.recompressing.acquire().await;
         let packed =
             tokio::task::spawn_blocking(move || batch.recompressed(codec, DECOMPRESSED_MAX)).await;
         drop(turn);
-        match packed {
-            Ok(Ok(batch)) => Ok(batch),
-            Ok(Err(error)) => Err(ProduceError::InvalidRecord(error.to_string())),
-            Err(_died) => Err(ProduceError::LeadershipLost),
+        let batch = match packed {
+            Ok(Ok(batch)) => batch,
+            Ok(Err(error)) => return Err(ProduceError::InvalidRecord(error.to_string())),
+            Err(_died) => return Err(ProduceError::LeadershipLost),
+        };
+        let size = batch.size();
+        if size > limit as usize {
+            return Err(ProduceError::TooLarge { size, limit });
         }
+        let shared = &self.shared;
+        let permit = match grown(&shared.produce_room, permit, size.min(shared.produce_bytes)) {
+            Some(permit) => permit,
+            None => {
+                let patience = deadline.saturating_sub(shared.clock.now());
+                self.produce_room(size, patience).await?
+            }
+        };
+        Ok((batch, permit))
     }
 
     /// Reads records below the high watermark.
@@ -551,6 +573,20 @@ impl Broker {
     }
 }
 
+/// Room for `size` bytes in all. Where there is not so much, what was held is given back: who
+/// holds room while waiting for more could wait for others that do the same.
+fn grown(
+    room: &Arc<Semaphore>,
+    mut held: OwnedSemaphorePermit,
+    size: usize,
+) -> Option<OwnedSemaphorePermit> {
+    let missing = size.saturating_sub(held.num_permits());
+    let missing = u32::try_from(missing).unwrap_or(u32::MAX);
+    let more = Arc::clone(room).try_acquire_many_owned(missing).ok()?;
+    held.merge(more);
+    Some(held)
+}
+
 /// Brings every image and the own registration to the plane. The plane diffs against the image it
 /// has, so that images skipped under load cost nothing.
 async fn follow_metadata(
@@ -585,4 +621,24 @@ async fn follow_metadata(
         }
     };
     cancel.run_until_cancelled(follow).await;
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_that_has_grown_takes_more_room_or_gives_back_what_it_had() {
+        let room = Arc::new(Semaphore::new(10));
+        let held = || Arc::clone(&room).try_acquire_many_owned(4).unwrap();
+        let more = grown(&room, held(), 7).unwrap();
+        assert_eq!(room.available_permits(), 3);
+        drop(more);
+        let same = grown(&room, held(), 2).unwrap();
+        assert_eq!(room.available_permits(), 6);
+        assert!(grown(&room, held(), 7).is_none());
+        assert_eq!(room.available_permits(), 6);
+        drop(same);
+    }
 }
