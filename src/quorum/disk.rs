@@ -20,7 +20,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::codec::{self, decode_entry};
-use crate::guarded::guarded;
+use crate::guarded::{Unanswered, guarded};
 use crate::ids::{Entry, RaftLogId, Vote};
 use crate::promised::{PROMISED, Promise, Promised};
 use crate::sled_tail::{is_unfinished, small_file_fault};
@@ -81,6 +81,21 @@ fn explained(path: &Path, error: io::Error) -> io::Error {
         return error;
     }
     damaged(format!("{}: {error}; {ADVICE}", path.display()))
+}
+
+/// A slow disk is no reason to give the directory up.
+fn unanswered(path: &Path, why: &Unanswered) -> io::Error {
+    match why {
+        Unanswered::Late => io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!(
+                "{}: {why}: start again when the disk is less busy; where it never comes to an \
+                 end, the file is damaged",
+                path.display()
+            ),
+        ),
+        Unanswered::Broken(_) => explained(path, damaged(why.to_string())),
+    }
 }
 
 /// Removes the page tables that were being written when the process ended. sled gives them their
@@ -153,7 +168,7 @@ impl Disk {
         let (file, opening) = (path.join("db"), path.to_owned());
         match guarded(move || Self::open_unguarded(&opening)) {
             Ok(opened) => opened,
-            Err(why) => Err(explained(&file, damaged(why))),
+            Err(why) => Err(unanswered(&file, &why)),
         }
     }
 
@@ -240,6 +255,13 @@ impl Disk {
             "the Raft log was acknowledged up to {last}, and the file holds it up to {}",
             shown(found.last.map(|last| last.to_string())),
         )))
+    }
+
+    /// Whether an opening would find here what was promised. Like one it takes away what a purge
+    /// has left: only for a copy.
+    pub(crate) fn holds(&self, promised: &Promise) -> io::Result<()> {
+        let found = self.find()?;
+        self.check(&found, promised)
     }
 
     /// Opens a copy, to be read: nothing is checked, removed or synced. sled itself recovers, and
@@ -453,5 +475,19 @@ impl Disk {
             Some(promised) => promised.lock().kept(),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_told_to_empty_a_directory_for_a_slow_disk() {
+        let late = unanswered(Path::new("db"), &Unanswered::Late);
+        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+        assert!(!late.to_string().contains("empty"), "{late}");
+        let broken = unanswered(Path::new("db"), &Unanswered::Broken("gone".to_owned()));
+        assert!(broken.to_string().contains(ADVICE), "{broken}");
     }
 }

@@ -16,7 +16,7 @@ use crate::disk::{CONF, Disk, Found, remove_unfinished};
 use crate::guarded::guarded;
 use crate::ids::{RaftId, StoredMembership};
 use crate::inspect_log::{LogCheck, describe};
-use crate::promised::{self, PROMISED};
+use crate::promised::{self, PROMISED, Promised};
 use crate::sled_tail::{Tail, TailKind, is_unfinished, left_away, small_file_fault};
 use crate::snapshots::Snapshots;
 use crate::state_machine::{StateMachine, position};
@@ -219,7 +219,7 @@ impl MetadataCopy {
         let disk = match guarded(move || Disk::open_copy(&opening)) {
             Ok(Ok(disk)) => Arc::new(disk),
             Ok(Err(error)) => return unreadable(findings, &error.to_string()),
-            Err(error) => return unreadable(findings, &error),
+            Err(error) => return unreadable(findings, &error.to_string()),
         };
         match left_away(&original.join("log").join("db"), &log) {
             Ok(None) => {}
@@ -256,9 +256,10 @@ impl MetadataCopy {
                 if let Err(error) = read {
                     unreadable(findings, &error.to_string());
                 }
+                check_promised(&original.join("log").join(PROMISED), &disk, findings);
                 self.disk = Some(disk);
             }
-            Err(error) => unreadable(findings, &error),
+            Err(error) => unreadable(findings, &error.to_string()),
         }
     }
 }
@@ -277,6 +278,30 @@ impl Iterator for EntryLines {
 fn unreadable(findings: &mut Findings, error: &str) {
     let what = format!("the Raft log cannot be read: {error}. The node does not start");
     findings.add(Severity::Corruption, DB, 0, None, what);
+}
+
+/// What this member has promised to others must be in the log: an opening refuses otherwise.
+fn check_promised(path: &Path, disk: &Arc<Disk>, findings: &mut Findings) {
+    let file = format!("metadata/log/{PROMISED}");
+    let promised = match Promised::read(path) {
+        Ok(Some(promised)) => promised,
+        Ok(None) => {
+            let what = "is missing: the next start takes what is in the log for all there was";
+            return findings.add(Severity::Note, &file, None, None, what);
+        }
+        Err(error) => {
+            let what = format!("{error}. The node does not start");
+            return findings.add(Severity::Corruption, &file, 0, None, what);
+        }
+    };
+    let disk = disk.clone();
+    let why = match guarded(move || disk.holds(&promised)) {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(error) => error.to_string(),
+    };
+    let what = format!("{why}. The node does not start");
+    findings.add(Severity::Corruption, DB, None, None, what);
 }
 
 fn tell_tail(tail: &Tail, findings: &mut Findings) {

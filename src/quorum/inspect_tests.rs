@@ -279,3 +279,44 @@ async fn a_page_table_that_was_being_written_is_no_damage() {
     assert_eq!((entries, rest), (whole.1, whole.2));
     assert!(name.exists());
 }
+
+#[tokio::test]
+async fn a_log_that_holds_less_than_was_promised_is_told_of() {
+    let data = TempDir::new().unwrap();
+    let log = data.path().join("metadata/log");
+    fs::create_dir_all(data.path().join("metadata/snapshots")).unwrap();
+    let (mut store, closer) = LogStore::open(&log).unwrap();
+    store
+        .save_vote(&Vote::new_committed(1, RaftId::from(1)))
+        .await
+        .unwrap();
+    append(&mut store, (0..9).map(command)).await;
+    close(store, closer).await;
+    let before = tree(&log);
+    let (mut store, closer) = LogStore::open(&log).unwrap();
+    append(&mut store, (9..20).map(command)).await;
+    close(store, closer).await;
+    // Whole, and older than what was promised since.
+    let promised = fs::read(log.join("promised")).unwrap();
+    fs::remove_dir_all(&log).unwrap();
+    for (path, content) in &before {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+    let worst = || {
+        let (found, ..) = read(data.path());
+        let of = found.into_iter().min_by_key(|finding| finding.severity);
+        of.map(|finding| (finding.severity, finding.what))
+    };
+    fs::remove_file(log.join("promised")).unwrap();
+    let (severity, what) = worst().unwrap();
+    assert!(
+        severity == Severity::Note && what.contains("is missing"),
+        "{what}"
+    );
+    fs::write(log.join("promised"), promised).unwrap();
+    let (severity, what) = worst().unwrap();
+    assert_eq!(severity, Severity::Corruption);
+    assert!(what.contains("acknowledged up to"), "{what}");
+    assert!(LogStore::open(&log).is_err());
+}
