@@ -123,20 +123,27 @@ pub(crate) fn read_hosted<D: Dir>(dir: &D) -> io::Result<Option<BTreeSet<TopicPa
     let Some(file) = read_file(dir, HOSTED)? else {
         return Ok(None);
     };
-    let body = unframe(&file).filter(|body| body.len().is_multiple_of(HOSTED_LEN));
-    let body = body.ok_or_else(|| {
+    let ids = unframe(&file).and_then(hosted_of).ok_or_else(|| {
         unusable(
             HOSTED,
             "is damaged: its checksum or its length does not fit",
         )
     })?;
-    let ids = body.chunks_exact(HOSTED_LEN).filter_map(|id| {
+    Ok(Some(ids))
+}
+
+/// The partitions that the list's body names; none where it is no list.
+pub(crate) fn hosted_of(body: &[u8]) -> Option<BTreeSet<TopicPartition>> {
+    let (ids, []) = body.as_chunks::<HOSTED_LEN>() else {
+        return None;
+    };
+    let ids = ids.iter().filter_map(|id| {
         let (topic, partition) = id.split_first_chunk::<16>()?;
         let partition = u32::from_be_bytes(partition.try_into().ok()?);
         let topic = TopicId::from_bytes(*topic);
         Some(TopicPartition::new(topic, PartitionId::new(partition)))
     });
-    Ok(Some(ids.collect()))
+    Some(ids.collect())
 }
 
 pub(crate) fn write_hosted<D: Dir>(dir: &D, ids: &BTreeSet<TopicPartition>) -> io::Result<()> {

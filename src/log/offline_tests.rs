@@ -384,3 +384,52 @@ fn what_is_in_use_missing_or_something_else_is_refused_with_a_reason() {
     );
     drop(looked_at);
 }
+
+#[test]
+fn a_partition_that_is_listed_and_gone_is_told_of() {
+    let root = TempDir::new().unwrap();
+    let path = data(root.path(), Ended::Closed);
+    let id = TopicPartition::new(TopicId::from_bytes([7; 16]), PartitionId::new(0));
+    let directory = DataDirectory::open(root.path(), NodeId::new(1), Duration::ZERO).unwrap();
+    directory.note_hosted([id]).unwrap();
+    drop(directory);
+    let said = |severity| {
+        let (found, _) = verify(root.path());
+        let list = root.path().join("hosted");
+        let mut of = found
+            .iter()
+            .filter(|f| f.file == list && f.severity == severity);
+        of.next().map(|f| f.what.clone())
+    };
+    assert_eq!(verify(root.path()).0, []);
+    fs::remove_dir_all(root.path().join(path)).unwrap();
+    let what = said(Severity::Corruption).unwrap();
+    assert!(what.contains(&id.to_string()), "{what}");
+    let odd = crate::checkpoint::frame(&[0; 21]);
+    fs::write(root.path().join("hosted"), odd).unwrap();
+    let what = said(Severity::Corruption).unwrap();
+    assert!(what.contains("does not start"), "{what}");
+    fs::remove_file(root.path().join("hosted")).unwrap();
+    assert!(said(Severity::Note).unwrap().contains("is missing"));
+}
+
+#[test]
+fn an_epoch_lowered_where_the_last_one_begins_is_noted() {
+    let root = TempDir::new().unwrap();
+    let path = root.path().join(data(root.path(), Ended::Killed));
+    let segments = fs::read_dir(&path)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let is_log = |path: &PathBuf| path.extension().is_some_and(|end| end == "log");
+    let last = segments.filter(is_log).max().unwrap();
+    let whole = fs::read(&last).unwrap();
+    let mut batches = Batch::split(whole.clone().into()).unwrap().into_iter();
+    let before = |batch: &Batch| batch.leader_epoch() < LeaderEpoch::new(4);
+    let at: usize = batches.by_ref().take_while(before).map(|b| b.size()).sum();
+    let mut lowered = whole;
+    lowered[at + 12..at + 16].copy_from_slice(&3_i32.to_be_bytes());
+    fs::write(&last, lowered).unwrap();
+    let (found, _) = verify(root.path());
+    assert!(worse_than_notes(&found).is_empty(), "{found:?}");
+    assert!(found.iter().any(|f| f.file == last), "{found:?}");
+}

@@ -3,8 +3,9 @@
 //! position and offset; the check goes on after it.
 //!
 //! What it cannot know: of a log that was not closed, a leader epoch that was raised in the very
-//! last batch (it is outside the CRC, and the epochs file may lag behind the log), and whole
-//! batches above the recovery point or whole records of positions that are missing at the end.
+//! last batch, and one that was lowered in the first of the last epoch, which is worth a note only
+//! (it is outside the CRC, and the epochs file may lag behind the log); and whole batches above the
+//! recovery point or whole records of positions that are missing at the end.
 
 use quorate_types::Offset;
 

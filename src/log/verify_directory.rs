@@ -1,14 +1,16 @@
 //! Checks the small files of a data directory: whose it is, how often it was started, whether it
 //! was stopped cleanly, of which boot it is. Also names what is no part of one.
 
-use quorate_types::{BootId, BrokerEpoch, ClusterId, DirectoryId, NodeId};
+use std::collections::BTreeSet;
+
+use quorate_types::{BootId, BrokerEpoch, ClusterId, DirectoryId, NodeId, TopicPartition};
 
 use crate::checkpoint::{frame_fault, unframe};
 use crate::data_directory::{DELETED, LOCK, LOGS, parse_name};
 use crate::dir::Dir;
 use crate::error::{LogError, at};
 use crate::finding::{Findings, Severity};
-use crate::identity::{BOOT, CLEAN, HOSTED, META, Meta, STARTS};
+use crate::identity::{BOOT, CLEAN, HOSTED, META, Meta, STARTS, hosted_of};
 use crate::verify_files::read;
 
 /// What the small files say; none where a file is missing or damaged.
@@ -79,14 +81,27 @@ pub fn verify_directory<D: Dir>(
         "The next start takes the machine for booted since",
     )
     .and_then(|body| BootId::from_slice(&body));
-    if let Some(file) = read(dir, HOSTED, findings)
-        && let Some((position, why)) = frame_fault(&file)
-    {
+    let hosted = read(dir, HOSTED, findings).map(|file| hosted(&file, findings));
+    let found = strays(dir, findings)?;
+    for gone in hosted.unwrap_or_default().difference(&found) {
+        let what = format!(
+            "lists partition {gone}, and its directory is gone: the next start reports the replica \
+             as damaged"
+        );
+        findings.add(Severity::Corruption, HOSTED, None, None, what);
+    }
+    Ok(facts)
+}
+
+fn hosted(file: &[u8], findings: &mut Findings) -> BTreeSet<TopicPartition> {
+    let listed = unframe(file).and_then(hosted_of);
+    listed.unwrap_or_else(|| {
+        let (position, why) =
+            frame_fault(file).unwrap_or((4, "its length does not fit".to_owned()));
         let what = format!("{why}. The node does not start");
         findings.add(Severity::Corruption, HOSTED, position, None, what);
-    }
-    strays(dir, findings)?;
-    Ok(facts)
+        BTreeSet::new()
+    })
 }
 
 fn read_meta(bytes: &[u8]) -> Result<Meta, String> {
@@ -94,12 +109,16 @@ fn read_meta(bytes: &[u8]) -> Result<Meta, String> {
     Meta::from_text(text)
 }
 
-fn strays<D: Dir>(dir: &D, findings: &mut Findings) -> Result<(), LogError> {
+/// Names what is no part of a data directory, and what is missing; gives the partitions found.
+fn strays<D: Dir>(dir: &D, findings: &mut Findings) -> Result<BTreeSet<TopicPartition>, LogError> {
     const FILES: [&str; 6] = [LOCK, META, STARTS, CLEAN, BOOT, HOSTED];
     let mut has_starts = false;
     let mut has_logs = false;
+    let mut has_hosted = false;
+    let mut found = BTreeSet::new();
     for entry in dir.list(".").map_err(at("."))? {
         has_starts |= entry.name == STARTS;
+        has_hosted |= entry.name == HOSTED;
         has_logs |= entry.is_dir && entry.name == LOGS;
         let known = FILES.contains(&entry.name.as_str())
             || (entry.is_dir && (entry.name == LOGS || entry.name == "metadata"));
@@ -116,21 +135,29 @@ fn strays<D: Dir>(dir: &D, findings: &mut Findings) -> Result<(), LogError> {
         let what = "is missing: the node does not start";
         findings.add(Severity::Corruption, STARTS, None, None, what);
     }
+    if !has_hosted && has_logs {
+        let what = "is missing: the next start takes the partitions found for all there were";
+        findings.add(Severity::Note, HOSTED, None, None, what);
+    }
     if !has_logs {
         let what = "is missing: there is no partition";
         findings.add(Severity::Note, LOGS, None, None, what);
-        return Ok(());
+        return Ok(found);
     }
     for entry in dir.list(LOGS).map_err(at(LOGS))? {
         let path = format!("{LOGS}/{}", entry.name);
         let what = if entry.name.contains(DELETED) {
             "is a deleted partition, removed after a grace time; not checked"
-        } else if parse_name(&entry.name).is_none() || !entry.is_dir {
-            "is no partition's directory: left alone, not checked"
         } else {
-            continue;
+            match parse_name(&entry.name) {
+                Some((_, id)) if entry.is_dir => {
+                    found.insert(id);
+                    continue;
+                }
+                _ => "is no partition's directory: left alone, not checked",
+            }
         };
         findings.add(Severity::Note, &path, None, None, what);
     }
-    Ok(())
+    Ok(found)
 }

@@ -231,7 +231,7 @@ impl<D: Dir> SegmentCheck<'_, D> {
         } else if epochs
             .entries()
             .last()
-            .is_some_and(|(_, begun)| base < *begun)
+            .is_some_and(|(last, begun)| base < *begun || epoch < *last)
         {
             self.findings.add(
                 Severity::Note,
