@@ -1,6 +1,7 @@
 //! Which partitions this node hosts: opened from disk at the start, made and removed as the image
 //! says.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use quorate_config::TopicSettings;
@@ -100,9 +101,7 @@ impl Plane {
     pub(crate) fn take_image(&mut self, image: Arc<MetadataImage>) {
         let old = std::mem::replace(&mut self.image, image);
         let delta = Delta::between(&old, &self.image);
-        for id in &delta.deleted {
-            self.drop_partition(id, "the topic was deleted");
-        }
+        self.drop_partitions(delta.deleted.iter().copied(), "the topic was deleted");
         let concerned: Vec<TopicPartition> = if delta.brokers.is_empty() {
             delta.partitions
         } else {
@@ -175,24 +174,30 @@ impl Plane {
         }
     }
 
-    fn drop_partition(&mut self, id: &TopicPartition, why: &str) {
-        if let Some(mut slot) = self.slots.remove(id) {
-            self.registry.remove(id);
+    fn drop_partitions(&mut self, ids: impl IntoIterator<Item = TopicPartition>, why: &str) {
+        let mut dropped = BTreeSet::new();
+        for id in ids {
+            let Some(mut slot) = self.slots.remove(&id) else {
+                continue;
+            };
+            self.registry.remove(&id);
             info!(partition = %id, why, "replica removed");
             let mut actions = Vec::new();
             slot.replica.abandon(&mut actions);
             for action in actions {
-                self.carry_out(*id, action);
+                self.carry_out(id, action);
             }
             slot.hosted.retire();
-            drop(slot);
-            self.set_aside(id);
+            dropped.insert(id);
         }
+        self.set_aside(&dropped);
     }
 
-    fn set_aside(&self, id: &TopicPartition) {
-        if let Err(error) = self.directory.set_aside(id) {
-            error!(partition = %id, %error, "a removed replica's directory could not be renamed");
+    fn set_aside(&self, ids: &BTreeSet<TopicPartition>) {
+        if !ids.is_empty()
+            && let Err(error) = self.directory.set_aside(ids)
+        {
+            error!(%error, "the directory of a removed replica could not be renamed");
         }
     }
 
@@ -215,19 +220,14 @@ impl Plane {
             })
             .copied()
             .collect();
-        for id in strays {
-            self.drop_partition(&id, "stray");
-        }
+        self.drop_partitions(strays, "stray");
         // What was lost here and is no business of this node's any more.
-        for id in self.directory.hosted() {
-            let here = |id| {
-                self.image
-                    .partition(id)
-                    .is_some_and(|of| of.has_replica(self.me))
-            };
-            if !self.slots.contains_key(&id) && !here(&id) {
-                self.set_aside(&id);
-            }
-        }
+        let mut lost = self.directory.hosted();
+        lost.retain(|id| {
+            let registration = self.image.partition(id);
+            let here = registration.is_some_and(|of| of.has_replica(self.me));
+            !self.slots.contains_key(id) && !here
+        });
+        self.set_aside(&lost);
     }
 }

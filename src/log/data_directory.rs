@@ -266,35 +266,50 @@ impl DataDirectory {
         format!("{LOGS}/{topic}-{}.{}", id.partition, id.topic_id)
     }
 
-    /// Renames a partition's directory so that no start takes it for a partition, durably; it is
-    /// removed after a grace time (R14).
+    /// Renames the partitions' directories so that no start takes them for partitions, durably;
+    /// they are removed after a grace time (R14).
     ///
     /// # Errors
-    /// Of the disk.
-    pub fn set_aside(&self, id: &TopicPartition) -> Result<(), LogError> {
-        {
-            let mut hosted = self.hosted.lock();
-            let mut without = hosted.clone();
-            if without.remove(id) {
-                write_hosted(&*self.dir, &without).map_err(at(HOSTED))?;
-                *hosted = without;
-            }
-        }
-        for entry in self.dir.list(LOGS).map_err(at(LOGS))? {
-            if parse_name(&entry.name).is_some_and(|(_, found)| found == *id) {
-                let path = format!("{LOGS}/{}", entry.name);
-                let aside = format!(
-                    "{LOGS}/{}.{}{DELETED}{}",
-                    id.partition,
-                    id.topic_id,
-                    Uuid::new_v4().as_simple()
-                );
-                self.dir.rename(&path, &aside).map_err(at(&path))?;
-                self.dir.sync_dir(LOGS).map_err(at(LOGS))?;
-            }
-        }
-        Ok(())
+    /// Of the disk; one directory that cannot be renamed does not keep the others.
+    pub fn set_aside(&self, ids: &BTreeSet<TopicPartition>) -> Result<(), LogError> {
+        let mut hosted = self.hosted.lock();
+        set_aside(&*self.dir, &mut hosted, ids)
     }
+}
+
+/// However many they are, the list is written once, and the names are synced once.
+fn set_aside<D: Dir>(
+    dir: &D,
+    hosted: &mut BTreeSet<TopicPartition>,
+    ids: &BTreeSet<TopicPartition>,
+) -> Result<(), LogError> {
+    let without: BTreeSet<_> = hosted.difference(ids).copied().collect();
+    if without != *hosted {
+        write_hosted(dir, &without).map_err(at(HOSTED))?;
+        *hosted = without;
+    }
+    let mut renamed = Ok(());
+    let mut any = false;
+    for entry in dir.list(LOGS).map_err(at(LOGS))? {
+        let Some((_, id)) = parse_name(&entry.name).filter(|(_, id)| ids.contains(id)) else {
+            continue;
+        };
+        let path = format!("{LOGS}/{}", entry.name);
+        let aside = format!(
+            "{LOGS}/{}.{}{DELETED}{}",
+            id.partition,
+            id.topic_id,
+            Uuid::new_v4().as_simple()
+        );
+        match dir.rename(&path, &aside).map_err(at(&path)) {
+            Ok(()) => any = true,
+            Err(error) => renamed = renamed.and(Err(error)),
+        }
+    }
+    if any {
+        dir.sync_dir(LOGS).map_err(at(LOGS))?;
+    }
+    renamed
 }
 
 fn lock(root: &Path) -> Result<Flock<File>, String> {
@@ -328,4 +343,35 @@ pub(crate) fn parse_name(name: &str) -> Option<(TopicName, TopicPartition)> {
         TopicName::new(topic).ok()?,
         TopicPartition::new(topic_id, partition),
     ))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
+mod tests {
+    use super::*;
+    use crate::test_dir::TestDir;
+
+    #[test]
+    fn many_partitions_are_set_aside_with_two_syncs() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = TestDir::new(root.path());
+        let topic = TopicId::from_bytes([5; 16]);
+        let ids = |range: std::ops::Range<u32>| -> BTreeSet<TopicPartition> {
+            let id = |number| TopicPartition::new(topic, PartitionId::new(number));
+            range.map(id).collect()
+        };
+        for id in ids(0..9) {
+            let path = format!("{LOGS}/t-{}.{}", id.partition, id.topic_id);
+            dir.create_dir(&path).unwrap();
+        }
+        let mut hosted = ids(0..9);
+        set_aside(&dir, &mut hosted, &ids(2..9)).unwrap();
+        assert_eq!(hosted, ids(0..2));
+        assert_eq!(read_hosted(&dir).unwrap(), Some(ids(0..2)));
+        let names = dir.list(LOGS).unwrap();
+        let left = names.iter().filter_map(|entry| parse_name(&entry.name));
+        assert_eq!(left.map(|(_, id)| id).collect::<BTreeSet<_>>(), ids(0..2));
+        // The list's, and that of the names.
+        assert_eq!(dir.dir_syncs(), 2);
+    }
 }

@@ -225,10 +225,10 @@ fn sync_each<D: Dir>(
 #[allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
 mod tests {
     use super::*;
-    use crate::dir::{Entry, OpenMode};
-    use crate::os_dir::{OsDir, OsFile, SlowDir};
+    use crate::dir::OpenMode;
+    use crate::os_dir::{OsDir, SlowDir};
+    use crate::test_dir::TestDir;
     use quorate_types::{PartitionId, TopicId};
-    use std::sync::atomic::{AtomicUsize, Ordering};
 
     const DELAY: Duration = Duration::from_millis(40);
 
@@ -249,58 +249,10 @@ mod tests {
         (0..logs).map(ticket).collect()
     }
 
-    /// A directory that says once of a sync of everything that it failed.
-    struct FailsOnce {
-        inner: OsDir,
-        asked: AtomicUsize,
-    }
-
-    impl Dir for FailsOnce {
-        type File = OsFile;
-
-        fn open(&self, path: &str, mode: OpenMode) -> io::Result<OsFile> {
-            self.inner.open(path, mode)
-        }
-
-        fn create_dir(&self, path: &str) -> io::Result<()> {
-            self.inner.create_dir(path)
-        }
-
-        fn sync_dir(&self, path: &str) -> io::Result<()> {
-            self.inner.sync_dir(path)
-        }
-
-        fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-            self.inner.rename(from, to)
-        }
-
-        fn remove_file(&self, path: &str) -> io::Result<()> {
-            self.inner.remove_file(path)
-        }
-
-        fn remove_dir_all(&self, path: &str) -> io::Result<()> {
-            self.inner.remove_dir_all(path)
-        }
-
-        fn list(&self, path: &str) -> io::Result<Vec<Entry>> {
-            self.inner.list(path)
-        }
-
-        fn sync_all(&self) -> io::Result<bool> {
-            match self.asked.fetch_add(1, Ordering::Relaxed) {
-                0 => Err(io::Error::other("some file")),
-                _ => Ok(true),
-            }
-        }
-    }
-
     #[test]
     fn after_an_error_of_some_file_each_file_is_asked_for_its_own() {
         let root = tempfile::tempdir().unwrap();
-        let dir = Arc::new(FailsOnce {
-            inner: OsDir::new(root.path()),
-            asked: AtomicUsize::new(0),
-        });
+        let dir = Arc::new(TestDir::new(root.path()));
         let mut disk = Manner::default();
         let many = SYNC_ALL_ABOVE as u32 + 1;
         let failed = |done: &[(TopicPartition, FlushDone)]| {
@@ -312,7 +264,7 @@ mod tests {
         let second = sync_group(&*dir, group(&dir, many), &mut disk);
         // The one whose folder is missing.
         assert_eq!(failed(&second), 1);
-        assert_eq!(dir.asked.load(Ordering::Relaxed), 1);
+        assert_eq!(dir.syncs_of_all(), 1);
     }
 
     #[test]

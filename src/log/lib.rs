@@ -24,6 +24,8 @@ mod reader;
 mod segment;
 mod tail;
 #[cfg(test)]
+mod test_dir;
+#[cfg(test)]
 mod tests;
 mod truncate;
 mod verify;

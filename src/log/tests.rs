@@ -476,7 +476,7 @@ fn a_partition_set_aside_is_found_no_more() {
         (&found[0].topic, found[0].id, &found[0].path),
         (&topic, id, &path)
     );
-    directory.set_aside(&id).unwrap();
+    directory.set_aside(&[id].into()).unwrap();
     assert!(
         directory
             .partitions(Duration::from_secs(60))
@@ -706,7 +706,7 @@ fn a_damaged_count_or_list_keeps_the_directory_closed_and_is_named() {
             assert!(why.contains(name) && why.contains("new member"), "{why}");
         }
         std::fs::write(root.path().join(name), whole).unwrap();
-        start().unwrap().set_aside(&id).unwrap();
+        start().unwrap().set_aside(&[id].into()).unwrap();
         assert!(start().unwrap().hosted().is_empty());
     }
 }
