@@ -3,10 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use quorate_config::TopicSettings;
 use quorate_log::{FoundPartition, LogError, LogOptions, PartitionLog};
-use quorate_metadata::{Delta, MetadataImage};
+use quorate_metadata::{Command, Delta, MetadataImage};
 use quorate_replication::{Event, PartitionView, Replica};
 use quorate_types::{TopicName, TopicPartition};
 use tracing::{error, info, warn};
@@ -57,6 +58,9 @@ impl Plane {
                     let partition = id.partition;
                     error!(topic = %name, %partition, error = %failure, "replica cannot be read");
                     damaged.push(id);
+                    // A further try would read all of it again, on the plane's thread.
+                    self.unmade.failed(id, self.clock.now(), false);
+                    self.unmade.told(&id);
                     continue;
                 }
                 opened => opened?,
@@ -110,6 +114,14 @@ impl Plane {
         };
         self.show(&concerned);
         self.sweep_strays();
+        if self.strays_swept {
+            let (image, me) = (&self.image, self.me);
+            let ours = |id: &TopicPartition| {
+                let registration = image.partition(id);
+                registration.is_some_and(|of| of.has_replica(me))
+            };
+            self.unmade.retain(ours);
+        }
     }
 
     /// Shows the replicas concerned their registration as the image has it now.
@@ -132,7 +144,7 @@ impl Plane {
     fn create_missing(&mut self, concerned: &[TopicPartition]) {
         let mut made = Vec::new();
         for id in concerned {
-            if self.slots.contains_key(id) {
+            if self.slots.contains_key(id) || self.unmade.waits(id, self.clock.now()) {
                 continue;
             }
             let view = PartitionView::of(&self.image, id, self.me, self.my_epoch);
@@ -147,12 +159,58 @@ impl Plane {
             return;
         }
         match self.directory.note_hosted(made.iter().map(|(id, _)| *id)) {
-            Ok(()) => made.into_iter().for_each(|(id, log)| self.host(id, log)),
-            Err(error) => error!(%error, "new replicas cannot be noted: they take no role"),
+            Ok(()) => made.into_iter().for_each(|(id, log)| {
+                self.unmade.made(&id);
+                self.host(id, log);
+            }),
+            Err(error) => {
+                error!(%error, "new replicas cannot be noted: they take no role");
+                for (id, _) in made {
+                    self.not_made(id, true);
+                }
+            }
         }
     }
 
-    fn create(&self, id: &TopicPartition, view: &PartitionView) -> Option<PartitionLog<Disk>> {
+    /// Tries again what could not be made.
+    pub(crate) fn try_unmade(&mut self, now: Duration) {
+        let due = self.unmade.due(now);
+        if due.is_empty() {
+            return;
+        }
+        self.show(&due);
+        for id in due {
+            self.unmade.put_off(&id, now);
+            self.tell_unmade(id);
+        }
+    }
+
+    /// Tells the quorum, once, of a replica that could not be made: another in-sync one leads
+    /// meanwhile. The only one stays where it is: nobody could do better (R13).
+    fn tell_unmade(&mut self, id: TopicPartition) {
+        let view = PartitionView::of(&self.image, &id, self.me, self.my_epoch);
+        let Some(view) = view.filter(|view| view.serving && self.unmade.untold(&id)) else {
+            return;
+        };
+        let isr = &view.registration.isr;
+        if isr.iter().all(|member| *member == self.me) {
+            return;
+        }
+        let command = Command::ReportReplicaDamaged {
+            partition: id,
+            node: self.me,
+            broker_epoch: view.my_epoch,
+        };
+        let proposal = self.unmade.ask(&id);
+        self.proposals.propose(id, proposal, command);
+    }
+
+    fn not_made(&mut self, id: TopicPartition, again: bool) {
+        self.unmade.failed(id, self.clock.now(), again);
+        self.tell_unmade(id);
+    }
+
+    fn create(&mut self, id: &TopicPartition, view: &PartitionView) -> Option<PartitionLog<Disk>> {
         let name: TopicName = self.image.topic(id.topic_id)?.name.clone();
         let opened = PartitionLog::open(
             self.directory.dir(),
@@ -162,13 +220,15 @@ impl Plane {
         );
         match opened {
             Ok((log, report)) if report.damaged.is_none() => Some(log),
-            // One that could not be read at the start can be now: the next start reports it.
+            // It is marked: the next start reports it, and hosts what is left of it.
             Ok(_) => {
                 error!(topic = %name, partition = %id.partition, "replica is damaged: restart");
+                self.not_made(*id, false);
                 None
             }
             Err(error) => {
                 error!(topic = %name, partition = %id.partition, %error, "replica cannot be made");
+                self.not_made(*id, true);
                 None
             }
         }

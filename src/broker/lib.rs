@@ -20,6 +20,7 @@ mod plane;
 mod proposals;
 mod stream;
 mod transport;
+mod unmade;
 
 pub use broker::{Broker, BrokerConfig, BrokerError, Queue};
 pub use calls::{

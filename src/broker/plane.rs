@@ -31,6 +31,7 @@ use crate::mailbox::{Inbox, Mail, Mailbox};
 use crate::metrics::Produces;
 use crate::proposals::Proposals;
 use crate::stream::FollowerStream;
+use crate::unmade::Unmade;
 
 /// Mail taken before changes are published.
 const BATCH: usize = 512;
@@ -87,8 +88,8 @@ pub(crate) struct Plane {
     pub(crate) tails: Arc<TailBudget>,
     links: LeaderLinks,
     flusher: Flusher<Disk>,
-    proposals: Proposals,
-    clock: Clock,
+    pub(crate) proposals: Proposals,
+    pub(crate) clock: Clock,
     contact: ControllerContact,
     pub(crate) image: Arc<MetadataImage>,
     pub(crate) slots: BTreeMap<TopicPartition, Slot>,
@@ -111,6 +112,7 @@ pub(crate) struct Plane {
     pub(crate) strays_swept: bool,
     /// Found damaged by recovery, until the registration that tells of it is applied.
     pub(crate) damaged: Vec<TopicPartition>,
+    pub(crate) unmade: Unmade,
 }
 
 impl Plane {
@@ -149,6 +151,7 @@ impl Plane {
             broken: BTreeSet::new(),
             strays_swept: false,
             damaged: Vec::new(),
+            unmade: Unmade::default(),
         };
         let damaged = plane.open_found()?;
         Ok((plane, damaged))
@@ -319,6 +322,7 @@ impl Plane {
                 id,
                 result,
             } => {
+                self.unmade.proposed(&partition, id, &result);
                 self.step(partition, Event::Proposed { id, result });
             }
             Mail::Stop(_) => unreachable!("the loop takes Stop itself"),
@@ -428,6 +432,7 @@ impl Plane {
         for partition in due {
             self.step(partition, Event::Tick);
         }
+        self.try_unmade(now);
     }
 
     fn publish(&mut self) {
