@@ -163,9 +163,9 @@ impl NodeSettings {
                 .map(|(name, setting)| (name.clone(), setting.value.clone()))
                 .collect(),
         };
-        from.less("heartbeat-interval", "broker-session-timeout", false)?;
-        from.less("raft-heartbeat", "raft-election-min", false)?;
-        from.less("raft-election-min", "raft-election-max", true)?;
+        from.less("heartbeat-interval", "broker-session-timeout")?;
+        from.less("raft-heartbeat", "raft-election-min")?;
+        from.less("raft-election-min", "raft-election-max")?;
         Ok(settings)
     }
 }
@@ -213,10 +213,10 @@ impl Reader<'_> {
         self.required(name, |text| text.parse().ok())
     }
 
-    /// The first must be shorter than the second, or at most equal.
-    fn less(&self, first: &str, second: &str, or_equal: bool) -> Result<(), ConfigError> {
+    /// The first must be shorter than the second.
+    fn less(&self, first: &str, second: &str) -> Result<(), ConfigError> {
         let (a, b) = (self.duration(first)?, self.duration(second)?);
-        if a < b || (or_equal && a == b) {
+        if a < b {
             return Ok(());
         }
         let setting = |name: &str| self.resolved.node.get(name);
@@ -225,11 +225,10 @@ impl Reader<'_> {
             format!("{name} ({source})")
         });
         let value = |name| self.optional(name).unwrap_or_default();
-        let word = if or_equal { "not be above" } else { "be below" };
         Err(ConfigError {
             place: place.join(", "),
             what: format!(
-                "{first} = {} must {word} {second} = {}",
+                "{first} = {} must be below {second} = {}",
                 value(first),
                 value(second)
             ),
@@ -281,5 +280,9 @@ mod tests {
             "heartbeat-interval (flag --heartbeat-interval), broker-session-timeout (default): \
              heartbeat-interval = 4s must be below broker-session-timeout = 3s"
         );
+        // Raft draws its election timeouts from between the two.
+        let drawn = [("raft-election-min", "2s"), ("raft-election-max", "2s")];
+        let drawn = settings(&[&NEEDED[..], &drawn].concat()).unwrap_err();
+        assert!(drawn.what.ends_with("must be below raft-election-max = 2s"));
     }
 }
