@@ -2,7 +2,7 @@
 //! environment, flags. What is in force, and where each value came from.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use figment::value::{Dict, Map, Value};
@@ -15,13 +15,16 @@ use crate::topic::TopicSettings;
 /// What begins a variable of ours.
 const PREFIX: &str = "QUORATE_";
 /// Variables that other commands read, and the compose file.
-const OTHER_VARIABLES: [&str; 6] = [
+const OTHER_VARIABLES: [&str; 9] = [
     "QUORATE_BOOTSTRAP",
     "QUORATE_OUTPUT",
     "QUORATE_CONFIG",
     "QUORATE_IMAGE",
     "QUORATE_PUBLISH",
     "QUORATE_ADVERTISE_HOST",
+    "QUORATE_PORT_1",
+    "QUORATE_PORT_2",
+    "QUORATE_PORT_3",
 ];
 
 /// A setting that stops the start.
@@ -197,7 +200,7 @@ impl Layers {
                 continue;
             };
             let rest = &variable[PREFIX.len()..];
-            if OTHER_VARIABLES.contains(&variable) || is_service_link(rest) {
+            if OTHER_VARIABLES.contains(&variable) || is_service_link(rest, &value) {
                 continue;
             }
             let name = rest.to_lowercase().replace('_', "-");
@@ -260,13 +263,18 @@ fn plain(value: &toml::Value) -> Option<String> {
     }
 }
 
-/// What Kubernetes sets for a service of the name `quorate`: none of ours.
-fn is_service_link(rest: &str) -> bool {
-    let after = |prefix: &str| rest.strip_prefix(prefix);
-    rest == "SERVICE_HOST"
-        || rest == "PORT"
-        || after("SERVICE_PORT").is_some_and(|more| more.is_empty() || more.starts_with('_'))
-        || after("PORT_").is_some_and(|more| more.starts_with(|c: char| c.is_ascii_digit()))
+/// What Kubernetes sets for each service of its namespace, some of which are named `quorate-…`: none
+/// of ours. `rest` is what follows the prefix.
+fn is_service_link(rest: &str, value: &OsStr) -> bool {
+    let words: Vec<&str> = rest.split('_').collect();
+    let is_link = |at: usize| match &words[at..] {
+        ["SERVICE", "HOST"] | ["SERVICE", "PORT", ..] => true,
+        ["PORT", port, "TCP" | "UDP" | "SCTP", ..] => port.parse::<u16>().is_ok(),
+        // Only the value tells it from a setting's name, written wrongly.
+        ["PORT"] => value.to_str().is_some_and(|value| value.contains("://")),
+        _ => false,
+    };
+    (0..words.len()).any(is_link)
 }
 
 /// The known name that an unknown one is most like.
@@ -353,5 +361,27 @@ mod tests {
         let unknown = Layers::default().environment(variable).unwrap_err();
         assert_eq!(unknown.place, "environment, QUORATE_MAX_CONECTIONS");
         assert_eq!(unknown.hint.unwrap(), "did you mean max-connections?");
+    }
+
+    #[test]
+    fn what_kubernetes_sets_for_services_is_no_setting() {
+        let links = [
+            ("QUORATE_PORT", "tcp://10.0.0.1:7070"),
+            ("QUORATE_1_PORT", "udp://10.0.0.1:7070"),
+            ("QUORATE_HEADLESS_SERVICE_HOST", "10.0.0.1"),
+            ("QUORATE_HEADLESS_SERVICE_PORT", "7070"),
+            ("QUORATE_HEADLESS_SERVICE_PORT_CLIENTS", "7070"),
+            ("QUORATE_HEADLESS_PORT", "tcp://10.0.0.1:7070"),
+            ("QUORATE_HEADLESS_PORT_7070_TCP", "tcp://10.0.0.1:7070"),
+            ("QUORATE_HEADLESS_PORT_7070_TCP_ADDR", "10.0.0.1"),
+        ];
+        for (variable, value) in links {
+            let read = Layers::default().environment(variables(&[(variable, value)]));
+            assert!(read.is_ok(), "{variable}: {}", read.unwrap_err());
+        }
+        for variable in ["QUORATE_PORT", "QUORATE_LISTEN_PORT", "QUORATE_PORT_7070"] {
+            let read = Layers::default().environment(variables(&[(variable, "7070")]));
+            assert!(read.is_err(), "{variable} is taken for a link");
+        }
     }
 }
