@@ -1,6 +1,6 @@
 //! `quorate consume`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufWriter, Write};
 
 use quorate_client::{Assignment, Client, ClientError, Consumed, ConsumerOptions};
@@ -28,6 +28,30 @@ async fn offset(
     let found = client.list_offset(topic, partition, position).await;
     let found = found.map_err(|error| told(format!("cannot read {topic}-{partition}"), &error))?;
     Ok(found.and_then(|offset| Offset::from_signed(offset).ok()))
+}
+
+/// A name or number that was given twice; it would be read twice.
+fn twice<T: Ord + std::fmt::Display>(what: &str, given: &[T]) -> Outcome {
+    let mut seen = BTreeSet::new();
+    match given.iter().find(|one| !seen.insert(*one)) {
+        Some(one) => Err(Failure::usage(
+            format!("cannot read {what} {one}"),
+            "it is named twice",
+        )),
+        None => Ok(()),
+    }
+}
+
+/// How records are printed, where that and what is to be read are given rightly.
+fn checked(output: OutputFormat, args: &ConsumeArgs) -> Result<Format, Failure> {
+    twice("topic", &args.topics)?;
+    twice("partition", &args.partition)?;
+    let template = match (&args.format, output) {
+        (Some(format), _) => format,
+        (None, OutputFormat::Json) => return Ok(Format::Json),
+        (None, OutputFormat::Text) => "{value}",
+    };
+    Format::parse(template).map_err(|why| Failure::usage("cannot use --format", why))
 }
 
 async fn plan(client: &Client, args: &ConsumeArgs) -> Result<Plan, Failure> {
@@ -86,15 +110,7 @@ async fn plan(client: &Client, args: &ConsumeArgs) -> Result<Plan, Failure> {
 }
 
 pub(crate) async fn run(global: &Global, args: ConsumeArgs) -> Outcome {
-    let format = match (&args.format, global.output) {
-        (Some(format), _) => {
-            Format::parse(format).map_err(|why| Failure::new("cannot use --format", why))?
-        }
-        (None, OutputFormat::Json) => Format::Json,
-        (None, OutputFormat::Text) => {
-            Format::parse("{value}").map_err(|why| Failure::new("cannot use --format", why))?
-        }
-    };
+    let format = checked(global.output, &args)?;
     let client = client(global)?;
     let Plan { assigned, mut ends } = plan(&client, &args).await?;
     let mut out = BufWriter::with_capacity(1 << 16, io::stdout());
@@ -177,4 +193,37 @@ fn print(
         *left -= 1;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    #[test]
+    fn what_is_asked_for_wrongly_is_wrong_usage() {
+        let of = |given: &[&str]| {
+            let all = ["quorate", "consume"].iter().chain(given);
+            let cli = Cli::try_parse_from(all).unwrap();
+            let Command::Consume(args) = cli.command else {
+                panic!("{:?}", cli.command);
+            };
+            checked(cli.global.output, &args)
+        };
+        assert!(of(&["t", "--partition", "0", "--partition", "1"]).is_ok());
+        for (given, says) in [
+            (&["t", "--format", "{bogus}"][..], "--format"),
+            (
+                &["t", "--partition", "0", "--partition", "0"],
+                "partition 0",
+            ),
+            (&["t", "u", "t"], "topic t"),
+        ] {
+            let failure = of(given).unwrap_err();
+            assert_eq!(failure.exit_code(), 2, "{failure}");
+            assert!(failure.to_string().contains(says), "{failure}");
+        }
+    }
 }
