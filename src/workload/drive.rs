@@ -268,9 +268,11 @@ impl<S: Sink> Sender<S> {
     async fn run(mut self) -> (S, Pace) {
         let halted = self.send_all().await.is_err();
         self.hand_over().await;
-        if halted && !self.monitor.stop.is_cancelled() && self.schedule.is_open_loop() {
+        // A rate meant to send the turns that are left, whatever ended the sending; the one that it
+        // ended at is a refused record, or is counted here.
+        if !self.monitor.stop.is_cancelled() && self.schedule.is_open_loop() {
             let late = Instant::now();
-            self.pace.unsent += 1;
+            self.pace.unsent += u64::from(halted);
             while self.turns.next(late).is_some() {
                 self.pace.unsent += 1;
             }

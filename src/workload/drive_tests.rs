@@ -166,3 +166,38 @@ async fn a_stopped_load_ends_and_counts_what_is_undecided_as_failed() {
     assert!(tally.failed >= 3, "{tally:?}");
     assert!(tally.first_error.is_some());
 }
+
+/// Refuses for good from its tenth record on.
+struct Refusing(u64);
+
+impl Sink for Refusing {
+    type Delivery = Fate;
+
+    fn lane(&mut self) -> usize {
+        0
+    }
+
+    fn lanes(&self) -> usize {
+        1
+    }
+
+    async fn send(&mut self, _: usize, _: &[u8]) -> Result<Fate, ClientError> {
+        self.0 += 1;
+        match self.0 {
+            ..10 => Ok(Fate::Done),
+            _ => Err(ClientError::Closed),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_refused_sender_was_meant_to_send_has_failed() {
+    let plan = Plan {
+        records: Some(100),
+        rate: Some(10_000.0),
+        ..OPEN
+    };
+    let (tally, _) = run(vec![Refusing(0)], plan, 100).await;
+    assert_eq!((tally.acknowledged, tally.failed), (9, 91));
+    assert_eq!(tally.first_error, Some(ClientError::Closed.to_string()));
+}
