@@ -153,15 +153,16 @@ impl Client {
 
     /// How to reach a leader: itself, or through another node where its address means nothing here.
     pub(crate) fn way_to(&self, leader: &Endpoint) -> Way {
-        let detours = self.shared.detours.lock();
-        detours.way_to(leader, &self.shared.bootstrap, || self.turn())
+        let mut detours = self.shared.detours.lock();
+        let bootstrap = &self.shared.bootstrap;
+        detours.way_to(leader, bootstrap, || self.turn(), Instant::now())
     }
 
     /// Remembers whether a way led to a node.
     pub(crate) fn note<T>(&self, way: &Way, answer: &Result<T, ClientError>) {
         let mut detours = self.shared.detours.lock();
         match answer {
-            Err(ClientError::Connection(_)) => detours.lost(way),
+            Err(ClientError::Connection(_)) => detours.lost(way, Instant::now()),
             _ => detours.arrived(way),
         }
     }
