@@ -297,7 +297,8 @@ async fn consume(
     Ok((report.map_err(not_run)?, settings))
 }
 
-/// Writes what is to be read, over as many batches as a producer makes of it.
+/// Writes what is to be read, over as many batches as a producer makes of it; --duration is of the
+/// reading.
 async fn fill(
     client: &Client,
     topic: &str,
@@ -313,18 +314,28 @@ async fn fill(
         linger: Duration::from_millis(5),
         max_in_flight: None,
     };
+    let wanted = args.records.unwrap_or(RECORDS_TO_READ);
     let plan = Plan {
         warm_up: Duration::ZERO,
-        duration: args.duration,
-        records: Some(args.records.unwrap_or(RECORDS_TO_READ)),
+        duration: DURATION_OF_RECORDS,
+        records: Some(wanted),
         rate: None,
     };
     let options = options(topic, plan, &write, false, &mut json!({}));
     let clients = [client.clone()];
     let filled = quorate_workload::produce(&clients, &options, monitor).await;
-    let filled = filled.map_err(not_run)?;
-    match filled.first_error {
-        Some(error) => Err(Failure::new("the topic could not be filled", error)),
+    filled_with(wanted, &filled.map_err(not_run)?)
+}
+
+/// Less than was wanted is not worth a reading: it would measure something else.
+fn filled_with(wanted: u64, filled: &Report) -> Outcome {
+    let what = "the topic could not be filled";
+    match &filled.first_error {
+        Some(error) => Err(Failure::new(what, error)),
+        None if filled.records < wanted => {
+            let why = format!("{} of {wanted} records were written", filled.records);
+            Err(Failure::new(what, why))
+        }
         None => Ok(()),
     }
 }
@@ -346,4 +357,22 @@ async fn end_to_end(
     let report =
         quorate_workload::end_to_end(&producers, &consumers, &options, fetching, monitor).await;
     Ok((report.map_err(not_run)?, settings))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_with_less_than_is_to_be_read_is_not_filled() {
+        let report = |records, error: Option<&str>| Report {
+            records,
+            first_error: error.map(str::to_owned),
+            ..Report::default()
+        };
+        assert!(filled_with(10, &report(10, None)).is_ok());
+        let short = filled_with(10, &report(9, None)).unwrap_err();
+        assert!(short.to_string().contains("9 of 10"), "{short}");
+        assert!(filled_with(10, &report(10, Some("refused"))).is_err());
+    }
 }
