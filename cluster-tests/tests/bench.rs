@@ -34,16 +34,16 @@ fn start(cluster: &Cluster, arguments: &[&str]) -> Child {
         .unwrap()
 }
 
-async fn result(child: Child) -> Value {
+async fn result(child: Child, code: i32) -> Value {
     let ended = timeout(BOUND, child.wait_with_output()).await;
     let output = ended.expect("a load ends in time").unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{}: {text}", output.status);
+    assert_eq!(output.status.code(), Some(code), "{text}");
     serde_json::from_str(&text).unwrap()
 }
 
 async fn bench(cluster: &Cluster, arguments: &[&str]) -> Value {
-    let value = result(start(cluster, arguments)).await;
+    let value = result(start(cluster, arguments), 0).await;
     println!("{arguments:?}: {value}");
     assert_eq!(value["bench"], arguments[0]);
     assert_eq!(value["failed"], 0);
@@ -157,7 +157,8 @@ async fn an_interrupted_load_tells_what_it_measured() {
     })
     .await;
     kill(pid, Signal::SIGINT).unwrap();
-    let value = result(child).await;
+    // Less than was asked for.
+    let value = result(child, 1).await;
     assert_eq!(value["stopped_early"], true);
     plausible(&value, 100.0);
     assert!(number(&value, "records") >= 100.0);
@@ -208,5 +209,6 @@ async fn the_failover_load_kills_by_turns_and_finds_everything_again() {
     // Every node leads a third of the partitions at the beginning.
     assert!(seen.leader_changes > 0 && !seen.gaps[0].partitions.is_empty());
     assert_eq!((seen.violations, report.failed), (0, 0));
+    assert_eq!(seen.kills_missing, 0);
     assert!(report.latency.max_ms.unwrap() >= seen.gaps_ms[0] / 2.0);
 }

@@ -15,6 +15,7 @@ use crate::bench_args::{
     BenchCommand, ConsumeBench, EndToEndBench, LengthArgs, ProduceBench, ReadArgs, TopicArgs,
     WriteArgs,
 };
+use crate::bench_failover::Killed;
 use crate::cli::{AcksArg, Global};
 use crate::failure::{Failure, Outcome};
 use crate::{bench_failover, bench_report, told};
@@ -49,6 +50,7 @@ pub(crate) async fn run(global: &Global, command: BenchCommand) -> Outcome {
         BenchCommand::Failover(args) => ("failover", &args.topic),
     };
     let client = clients(global, 1)?.remove(0);
+    let killed = Killed::default();
     let used = Used::new(&client, topic).await?;
     let topic = used.name.clone();
     let load = async {
@@ -57,7 +59,7 @@ pub(crate) async fn run(global: &Global, command: BenchCommand) -> Outcome {
             BenchCommand::Consume(args) => consume(global, &topic, args, &monitor).await,
             BenchCommand::EndToEnd(args) => end_to_end(global, &topic, args, &monitor).await,
             BenchCommand::Failover(args) => {
-                bench_failover::run(&client, &topic, args, &monitor).await
+                bench_failover::run(&client, &topic, args, &killed, &monitor).await
             }
         }
     };
@@ -66,6 +68,8 @@ pub(crate) async fn run(global: &Global, command: BenchCommand) -> Outcome {
         failure = interrupted(&monitor) => Err(failure),
         () = bench_report::progress(Arc::clone(&monitor)) => Err(Failure::Said),
     };
+    // Whatever ended the load, and wherever in it: no node is left dead.
+    killed.start().await;
     let left = used.leave(&client).await;
     let (report, settings) = measured?;
     bench_report::print(global.output, name, settings, &report)?;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use quorate_client::Client;
 use quorate_types::NodeId;
 use quorate_workload::{FailoverOptions, KillPlan, Monitor, Nodes, failover, watch_failovers};
@@ -23,25 +24,47 @@ const A_KILL: Duration = Duration::from_secs(60);
 /// The history of a run is kept in memory: so many records of it.
 const RECORDS: f64 = 20e6;
 
-/// The nodes of a `quorate dev`.
-struct DevNodes(PathBuf);
+/// The node that was killed and not started again, with its cluster's directory: it outlives a load
+/// that is given up.
+#[derive(Clone, Default)]
+pub(crate) struct Killed(Arc<Mutex<Option<(PathBuf, NodeId)>>>);
 
-impl DevNodes {
-    async fn act(&self, action: String) -> io::Result<()> {
-        match dev_control::send(Some(self.0.clone()), &action).await? {
-            answer if answer.is_empty() => Ok(()),
-            why => Err(io::Error::other(why)),
+impl Killed {
+    /// Starts it again, if there is one; tells where it cannot.
+    pub(crate) async fn start(&self) {
+        let Some((directory, node)) = self.0.lock().take() else {
+            return;
+        };
+        if let Err(error) = act(&directory, format!("start {node}")).await {
+            eprintln!("node {node} was killed and not started again: {error}");
         }
+    }
+}
+
+/// The nodes of a `quorate dev`.
+struct DevNodes {
+    directory: PathBuf,
+    killed: Killed,
+}
+
+async fn act(directory: &Path, action: String) -> io::Result<()> {
+    match dev_control::send(Some(directory.to_owned()), &action).await? {
+        answer if answer.is_empty() => Ok(()),
+        why => Err(io::Error::other(why)),
     }
 }
 
 impl Nodes for DevNodes {
     async fn kill(&mut self, node: NodeId) -> io::Result<()> {
-        self.act(format!("kill {node}")).await
+        // Noted before: who gives up while this waits for its answer has a dead node all the same.
+        *self.killed.0.lock() = Some((self.directory.clone(), node));
+        act(&self.directory, format!("kill {node}")).await
     }
 
     async fn start(&mut self, node: NodeId) -> io::Result<()> {
-        self.act(format!("start {node}")).await
+        act(&self.directory, format!("start {node}")).await?;
+        self.killed.0.lock().take();
+        Ok(())
     }
 }
 
@@ -49,6 +72,7 @@ pub(crate) async fn run(
     client: &Client,
     topic: &str,
     args: &FailoverBench,
+    killed: &Killed,
     monitor: &Arc<Monitor>,
 ) -> Measured {
     let default = if args.kill {
@@ -85,7 +109,10 @@ pub(crate) async fn run(
             kills: args.kills,
             controller: args.controller,
         };
-        let mut nodes = nodes(client, args.data_dir.clone()).await?;
+        let mut nodes = DevNodes {
+            directory: directory(client, args.data_dir.clone()).await?,
+            killed: killed.clone(),
+        };
         failover(client, &options, plan, &mut nodes, monitor).await
     } else {
         watch_failovers(client, &options, monitor).await
@@ -93,10 +120,10 @@ pub(crate) async fn run(
     Ok((report.map_err(not_run)?, settings))
 }
 
-/// The running `quorate dev`, if it is the cluster that the load goes to: no other is killed.
-async fn nodes(client: &Client, directory: Option<PathBuf>) -> Result<DevNodes, Failure> {
+/// The directory of the running `quorate dev`, if it is the cluster that the load goes to: no other is killed.
+async fn directory(client: &Client, named: Option<PathBuf>) -> Result<PathBuf, Failure> {
     let what = "no node can be killed";
-    let directory = dev_control::directory(directory).map_err(|error| {
+    let directory = dev_control::directory(named).map_err(|error| {
         Failure::new(what, error).hint("start one with `quorate dev`, or name its --data-dir")
     })?;
     let cluster = client.describe_cluster().await;
@@ -111,7 +138,7 @@ async fn nodes(client: &Client, directory: Option<PathBuf>) -> Result<DevNodes, 
             return Err(Failure::new(what, why).hint(hint));
         }
     }
-    Ok(DevNodes(directory))
+    Ok(directory)
 }
 
 fn cluster_id(directory: &Path, node: u32) -> Option<String> {
@@ -119,4 +146,39 @@ fn cluster_id(directory: &Path, node: u32) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
     let mut lines = text.lines();
     lines.find_map(|line| Some(line.strip_prefix("cluster.id=")?.trim().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_node_whose_load_is_given_up_before_it_is_started_again_is_started() {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = dev_control::listen(directory.path()).unwrap();
+        let killed = Killed::default();
+        let mut nodes = DevNodes {
+            directory: directory.path().to_owned(),
+            killed: killed.clone(),
+        };
+        let dev = async {
+            let mut asked = Vec::new();
+            for _ in 0..2 {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (action, stream) = dev_control::receive(stream).await.unwrap();
+                dev_control::answer(stream, "").await.unwrap();
+                asked.push(action);
+            }
+            asked
+        };
+        let load = async {
+            nodes.kill(NodeId::new(2)).await.unwrap();
+            drop(nodes);
+            killed.start().await;
+            // Once is enough.
+            killed.start().await;
+        };
+        let (asked, ()) = tokio::join!(dev, load);
+        assert_eq!(asked, ["kill 2", "start 2"]);
+    }
 }

@@ -50,7 +50,7 @@ impl Drop for Cleared {
     }
 }
 
-/// Prints a result; an error where something failed.
+/// Prints a result; an error where something failed, or less was done than was asked.
 pub(crate) fn print(
     format: OutputFormat,
     bench: &str,
@@ -61,19 +61,35 @@ pub(crate) fn print(
         OutputFormat::Json => output::json(&as_json(bench, settings, report)?)?,
         OutputFormat::Text => text(bench, &settings, report)?,
     }
-    if report.failed == 0 {
-        return Ok(());
-    }
-    let violations = report.failover.as_ref().map_or(0, |seen| seen.violations);
-    let why = report.first_error.clone();
+    done(report)
+}
+
+/// Whether all was done that was asked, and nothing failed.
+fn done(report: &Report) -> Outcome {
+    let failover = report.failover.as_ref();
+    let violations = failover.map_or(0, |seen| seen.violations);
     if violations > 0 {
         let what = "the log does not hold what was acknowledged";
         return Err(Failure::new(what, format!("{violations} violations")));
     }
-    Err(Failure::new(
-        format!("{} records failed", grouped(report.failed)),
-        why.unwrap_or_else(|| "no reason is known".to_owned()),
-    ))
+    if report.failed > 0 {
+        let why = report.first_error.clone();
+        return Err(Failure::new(
+            format!("{} records failed", grouped(report.failed)),
+            why.unwrap_or_else(|| "no reason is known".to_owned()),
+        ));
+    }
+    let stopped = "less was measured than was asked for";
+    if report.stopped_early {
+        return Err(Failure::new(stopped, "it was interrupted"));
+    }
+    match failover.map_or(0, |seen| seen.kills_missing) {
+        0 => Ok(()),
+        missing => {
+            let why = format!("the time was over with {missing} kills to go");
+            Err(Failure::new(stopped, why).hint("a longer --duration"))
+        }
+    }
 }
 
 fn as_json(bench: &str, settings: Value, report: &Report) -> Result<Value, Failure> {
@@ -160,6 +176,7 @@ fn failover(seen: &FailoverReport, row: impl Fn(&str, String) -> Outcome) -> Out
         let of = match (gap.killed, gap.controller) {
             (Some(node), Some(true)) => format!("kill of node {node}, the active controller"),
             (Some(node), _) => format!("kill of node {node}"),
+            (None, _) if gap.open => "still open when the load ended".to_owned(),
             (None, _) => "change of leaders".to_owned(),
         };
         let led = output::list(&gap.partitions);
@@ -215,6 +232,39 @@ mod tests {
         assert_eq!(value["records"], 5);
         assert_eq!(value["settings"]["producers"], 2);
         assert!(value["p50_ms"].is_null() && value.get("gaps_ms").is_none());
+    }
+
+    #[test]
+    fn what_falls_short_of_what_was_asked_is_a_failure() {
+        assert!(done(&Report::default()).is_ok());
+        let seen = |kills_missing| {
+            Some(FailoverReport {
+                kills_missing,
+                ..FailoverReport::default()
+            })
+        };
+        let short = [
+            Report {
+                failed: 1,
+                ..Report::default()
+            },
+            Report {
+                stopped_early: true,
+                ..Report::default()
+            },
+            Report {
+                failover: seen(1),
+                ..Report::default()
+            },
+        ];
+        for report in short {
+            assert_eq!(done(&report).unwrap_err().exit_code(), 1, "{report:?}");
+        }
+        let report = Report {
+            failover: seen(0),
+            ..Report::default()
+        };
+        assert!(done(&report).is_ok());
     }
 
     #[test]

@@ -27,12 +27,17 @@ fn socket(directory: &Path) -> PathBuf {
 
 /// Opens the socket and notes the directory.
 pub(crate) fn open(directory: &Path) -> io::Result<UnixListener> {
+    let listener = listen(directory)?;
+    fs::write(note(), directory.as_os_str().as_encoded_bytes())?;
+    Ok(listener)
+}
+
+/// Opens the socket alone.
+pub(crate) fn listen(directory: &Path) -> io::Result<UnixListener> {
     let path = socket(directory);
     // Left behind by one that was killed; a live one holds the nodes' ports anyway.
     let _none = fs::remove_file(&path);
-    let listener = UnixListener::bind(path)?;
-    fs::write(note(), directory.as_os_str().as_encoded_bytes())?;
-    Ok(listener)
+    UnixListener::bind(path)
 }
 
 /// Takes one action from a connection.

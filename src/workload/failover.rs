@@ -98,13 +98,15 @@ pub async fn failover(
             gaps.push(Gap {
                 gap_ms: millis(gap),
                 partitions: partitions(&run.writer.leader_changes(at)),
+                open: false,
                 killed: Some(node.get()),
                 controller: Some(controller),
             });
         }
     }
     run.in_sync().await?;
-    run.finish(gaps, monitor).await
+    let missing = u64::from(plan.kills).saturating_sub(gaps.len() as u64);
+    run.finish(gaps, missing, monitor).await
 }
 
 /// Writes, and watches for changes of leaders that others cause.
@@ -121,8 +123,9 @@ pub async fn watch_failovers(
         () = sleep(options.duration) => {}
         () = monitor.stop.cancelled() => {}
     }
-    let gaps = around(run.writer.leader_changes(run.measured));
-    run.finish(gaps, monitor).await
+    let open = run.writer.stalled(run.measured, OVER);
+    let gaps = around(run.writer.leader_changes(run.measured), open);
+    run.finish(gaps, 0, monitor).await
 }
 
 fn partitions(changes: &[LeaderChange]) -> Vec<u32> {
@@ -132,8 +135,9 @@ fn partitions(changes: &[LeaderChange]) -> Vec<u32> {
     partitions
 }
 
-/// One gap for all changes that overlap: they are of one event.
-fn around(mut changes: Vec<LeaderChange>) -> Vec<Gap> {
+/// One gap for all changes that overlap: they are of one event. Those of `open` have not ended.
+fn around(mut changes: Vec<LeaderChange>, open: Vec<LeaderChange>) -> Vec<Gap> {
+    changes.extend(&open);
     changes.sort_by_key(|change| change.last);
     let mut events: Vec<(Instant, Vec<LeaderChange>)> = Vec::new();
     for change in changes {
@@ -149,6 +153,7 @@ fn around(mut changes: Vec<LeaderChange>) -> Vec<Gap> {
     let gap = |(_, event): (Instant, Vec<LeaderChange>)| Gap {
         gap_ms: millis(longest(&event).unwrap_or_default()),
         partitions: partitions(&event),
+        open: event.iter().any(|change| open.contains(change)),
         killed: None,
         controller: None,
     };
@@ -257,7 +262,12 @@ impl Run {
         .await
     }
 
-    async fn finish(mut self, gaps: Vec<Gap>, monitor: &Monitor) -> Result<Report, LoadFailed> {
+    async fn finish(
+        mut self,
+        gaps: Vec<Gap>,
+        kills_missing: u64,
+        monitor: &Monitor,
+    ) -> Result<Report, LoadFailed> {
         let leader_changes = self.writer.leader_changes(self.measured).len() as u64;
         let took = self.measured.elapsed();
         self.writer.settle().await?;
@@ -280,6 +290,7 @@ impl Run {
             failover: Some(FailoverReport {
                 gaps_ms: gaps.iter().map(|gap| gap.gap_ms).collect(),
                 gaps,
+                kills_missing,
                 leader_changes,
                 violations: violations.len() as u64,
                 violations_seen: told.collect(),
@@ -325,16 +336,21 @@ mod tests {
             last: begin + Duration::from_millis(last),
             next: begin + Duration::from_millis(next),
         };
-        let gaps = around(vec![
+        let changes = vec![
             change(2, 5_000, 5_020),
             change(4, 1_100, 1_900),
             change(1, 1_000, 1_300),
             change(1, 1_250, 1_400),
-        ]);
-        let found: Vec<_> = gaps
-            .iter()
-            .map(|g| (g.gap_ms, g.partitions.clone()))
-            .collect();
-        assert_eq!(found, [(800.0, vec![1, 4]), (20.0, vec![2])]);
+        ];
+        let found = |open| {
+            let gaps = around(changes.clone(), open).into_iter();
+            gaps.map(|gap| (gap.gap_ms, gap.partitions, gap.open))
+                .collect::<Vec<_>>()
+        };
+        let ended = (800.0, vec![1, 4], false);
+        assert_eq!(found(Vec::new()), [ended.clone(), (20.0, vec![2], false)]);
+        // A partition that never came back is of the event that it began with.
+        let open = vec![change(3, 5_010, 9_000)];
+        assert_eq!(found(open), [ended, (3_990.0, vec![2, 3], true)]);
     }
 }

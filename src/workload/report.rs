@@ -60,6 +60,8 @@ pub struct FailoverReport {
     pub gaps_ms: Vec<f64>,
     /// Each gap: what it was of.
     pub gaps: Vec<Gap>,
+    /// Kills that were asked for and not done, or whose gap was not seen to its end.
+    pub kills_missing: u64,
     /// Changes of partition leaders that were seen.
     pub leader_changes: u64,
     /// What the check of the log against the history found: acknowledged records that are lost or
@@ -76,8 +78,10 @@ pub struct FailoverReport {
 pub struct Gap {
     /// Its length.
     pub gap_ms: f64,
-    /// Partitions whose leader changed.
+    /// Partitions whose leader changed, or that acknowledged nothing any more.
     pub partitions: Vec<u32>,
+    /// Whether some of them had not acknowledged anything again when the load ended.
+    pub open: bool,
     /// The node that was killed, where this load did it.
     pub killed: Option<u32>,
     /// Whether that node ran the active controller.
@@ -192,6 +196,7 @@ mod tests {
             "checked",
             "gaps",
             "gaps_ms",
+            "kills_missing",
             "leader_changes",
             "violations",
             "violations_seen",

@@ -65,6 +65,8 @@ struct Acks {
     latencies: Latencies,
     measure_from: Option<Instant>,
     leader_epoch: Option<i32>,
+    /// When the record was meant for that is awaited now.
+    awaited: Option<Instant>,
     changes: Vec<LeaderChange>,
     first_error: Option<ClientError>,
 }
@@ -191,6 +193,16 @@ impl Writer {
             .collect()
     }
 
+    /// Partitions that have acknowledged nothing for so long although a record waits for it, from
+    /// their last acknowledgement, or from `since`, until now.
+    pub(crate) fn stalled(&self, since: Instant, long: Duration) -> Vec<LeaderChange> {
+        let now = Instant::now();
+        let partitions = self.acks.iter();
+        partitions
+            .filter_map(|(partition, acks)| acks.lock().stalled(*partition, since, now, long))
+            .collect()
+    }
+
     /// Stops to write, and waits for every answer; [`finish`](Self::finish) does it too.
     pub(crate) async fn settle(&mut self) -> Result<(), WriterFailed> {
         self.stop.send_replace(true);
@@ -269,6 +281,7 @@ async fn record(
     }) = waiting.recv().await
     {
         let bytes = key.len() + number.to_string().len();
+        acks.lock().awaited = Some(meant);
         let result = delivery.wait().await;
         acks.lock().note(partition, meant, bytes as u64, &result);
         let acked = result.ok();
@@ -290,6 +303,7 @@ impl Acks {
         bytes: u64,
         result: &Result<Acked, ClientError>,
     ) {
+        self.awaited = None;
         let acked = match result {
             Ok(acked) => acked,
             Err(error) => {
@@ -314,6 +328,23 @@ impl Acks {
             self.latencies.record(now.saturating_duration_since(meant));
             self.bytes += bytes;
         }
+    }
+
+    fn stalled(
+        &self,
+        partition: PartitionId,
+        since: Instant,
+        now: Instant,
+        long: Duration,
+    ) -> Option<LeaderChange> {
+        // Where nothing is sent, nothing is to be acknowledged: a low rate is no gap.
+        let awaited = self.awaited?;
+        let last = self.times.last().map_or(since, |last| since.max(*last));
+        (now.saturating_duration_since(awaited.max(last)) > long).then_some(LeaderChange {
+            partition,
+            last,
+            next: now,
+        })
     }
 }
 
@@ -343,5 +374,25 @@ mod tests {
         assert_eq!((change.last, change.next), (acks.times[1], acks.times[2]));
         assert_eq!((acks.count, acks.bytes, acks.latencies.count()), (4, 40, 4));
         assert!(matches!(acks.first_error, Some(ClientError::Closed)));
+    }
+
+    #[test]
+    fn a_partition_that_owes_an_acknowledgement_for_long_is_stalled() {
+        let begin = Instant::now();
+        let at = |millis| begin + Duration::from_millis(millis);
+        let mut acks = Acks::default();
+        let stalled = |acks: &Acks, now| {
+            let long = Duration::from_millis(100);
+            let found = acks.stalled(PartitionId::new(3), at(50), at(now), long);
+            found.map(|gap| (gap.last, gap.next))
+        };
+        // Nothing is owed.
+        acks.times = vec![at(10), at(70)];
+        assert_eq!(stalled(&acks, 1_000), None);
+        acks.awaited = Some(at(400));
+        assert_eq!(stalled(&acks, 450), None);
+        assert_eq!(stalled(&acks, 501), Some((at(70), at(501))));
+        acks.times.pop();
+        assert_eq!(stalled(&acks, 501), Some((at(50), at(501))));
     }
 }
