@@ -2,33 +2,26 @@
 //! address, and asked so that the node there may forward.
 #![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
-use std::pin::Pin;
+mod fake;
+
 use std::time::Duration;
 
-use futures::Stream;
-use quorate_client::{Assignment, Client, ClientOptions, ConsumerOptions, ProducerOptions, ToSend};
+use fake::{Answers, Known, LEADER, client_of, not_here};
+use quorate_client::{Assignment, Client, ConsumerOptions, ProducerOptions, ToSend};
 use quorate_proto::v1;
-use quorate_proto::v1::cluster_server::{Cluster, ClusterServer};
 use quorate_proto::v1::consumer_server::{Consumer, ConsumerServer};
 use quorate_proto::v1::producer_server::{Producer, ProducerServer};
-use quorate_types::{Endpoint, Offset, PartitionId};
+use quorate_types::{Offset, PartitionId};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
-const LEADER: u32 = 1;
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// A node that knows the leader at an address where nobody listens.
-#[derive(Clone)]
-struct Fake {
-    node: u32,
-    closed: u16,
-}
-
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+/// A node that may forward.
+struct Fake;
 
 fn may_be_forwarded<T>(request: &Request<T>) -> Result<(), Status> {
     match request.metadata().contains_key("quorate-forwarded") {
@@ -38,61 +31,12 @@ fn may_be_forwarded<T>(request: &Request<T>) -> Result<(), Status> {
 }
 
 #[tonic::async_trait]
-impl Cluster for Fake {
-    async fn describe(
-        &self,
-        _: Request<v1::DescribeClusterRequest>,
-    ) -> Result<Response<v1::DescribeClusterResponse>, Status> {
-        let broker = v1::BrokerDescription {
-            node_id: LEADER,
-            endpoint: Some(v1::Endpoint {
-                host: "127.0.0.1".into(),
-                port: u32::from(self.closed),
-            }),
-            ..v1::BrokerDescription::default()
-        };
-        let partition = v1::PartitionDescription {
-            leader: Some(LEADER),
-            ..v1::PartitionDescription::default()
-        };
-        let topic = v1::TopicDescription {
-            name: "t".into(),
-            topic_id: vec![1; 16].into(),
-            partitions: vec![partition],
-            ..v1::TopicDescription::default()
-        };
-        Ok(Response::new(v1::DescribeClusterResponse {
-            node_id: self.node,
-            brokers: vec![broker],
-            topics: vec![topic],
-            ..v1::DescribeClusterResponse::default()
-        }))
-    }
-
-    async fn log_level(
-        &self,
-        _: Request<v1::LogLevelRequest>,
-    ) -> Result<Response<v1::LogLevelResponse>, Status> {
-        Err(Status::unimplemented("not needed here"))
-    }
-
-    type WatchEventsStream = Answers<v1::ClusterEvent>;
-
-    async fn watch_events(
-        &self,
-        _: Request<v1::WatchEventsRequest>,
-    ) -> Result<Response<Self::WatchEventsStream>, Status> {
-        Err(Status::unimplemented("not in this test"))
-    }
-}
-
-#[tonic::async_trait]
 impl Producer for Fake {
     async fn produce(
         &self,
         _: Request<v1::ProduceRequest>,
     ) -> Result<Response<v1::ProduceResponse>, Status> {
-        Err(Status::unimplemented("not in this test"))
+        not_here()
     }
 
     type ProduceStreamStream = Answers<v1::ProduceStreamResponse>;
@@ -149,43 +93,43 @@ impl Consumer for Fake {
         &self,
         _: Request<v1::ConsumeRequest>,
     ) -> Result<Response<Self::ConsumeStream>, Status> {
-        Err(Status::unimplemented("not needed here"))
+        not_here()
     }
 
     async fn list_offsets(
         &self,
         _: Request<v1::ListOffsetsRequest>,
     ) -> Result<Response<v1::ListOffsetsResponse>, Status> {
-        Err(Status::unimplemented("not in this test"))
+        not_here()
     }
 }
 
-/// A client whose only bootstrap address is that of `node`.
-async fn client_of(node: u32) -> Client {
+/// A client whose only bootstrap address is that of `node`, which knows the leader at an address
+/// where nobody listens.
+async fn client_at(node: u32) -> Client {
     // A port that the kernel gave and nobody listens on any more.
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let fake = Fake {
+    let known = Known {
         node,
-        closed: closed.local_addr().unwrap().port(),
+        leader_port: closed.local_addr().unwrap().port(),
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     drop(closed);
     let port = listener.local_addr().unwrap().port();
     let server = tonic::transport::Server::builder()
-        .add_service(ClusterServer::new(fake.clone()))
-        .add_service(ProducerServer::new(fake.clone()))
-        .add_service(ConsumerServer::new(fake))
+        .add_service(known.service())
+        .add_service(ProducerServer::new(Fake))
+        .add_service(ConsumerServer::new(Fake))
         .serve_with_incoming(TcpListenerStream::new(listener));
     tokio::spawn(server);
-    let host = "127.0.0.1".to_owned();
-    Client::new(vec![Endpoint { host, port }], ClientOptions::default()).unwrap()
+    client_of(port)
 }
 
 #[tokio::test]
 async fn records_reach_a_leader_whose_address_means_nothing_here() {
     // The bootstrap address is the leader's other one, or that of a node that forwards.
     for node in [LEADER, LEADER + 1] {
-        let client = client_of(node).await;
+        let client = client_at(node).await;
         let producer = client.producer(ProducerOptions::default());
         let record = ToSend {
             value: Some(b"value"),
@@ -201,7 +145,7 @@ async fn records_reach_a_leader_whose_address_means_nothing_here() {
 #[tokio::test]
 async fn a_consumer_reads_from_a_leader_whose_address_means_nothing_here() {
     for node in [LEADER, LEADER + 1] {
-        let client = client_of(node).await;
+        let client = client_at(node).await;
         let assigned = Assignment {
             topic: "t".into(),
             partition: PartitionId::new(0),

@@ -2,18 +2,17 @@
 //! is told.
 #![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
-use std::pin::Pin;
+mod fake;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::Stream;
+use fake::{Answers, EPOCH, Known, LEADER, client_of, not_here};
 use parking_lot::Mutex;
-use quorate_client::{Client, ClientError, ClientOptions, Delivery, ProducerOptions, ToSend};
+use quorate_client::{Client, ClientError, Delivery, ProducerOptions, ToSend};
 use quorate_proto::v1;
-use quorate_proto::v1::cluster_server::{Cluster, ClusterServer};
 use quorate_proto::v1::producer_server::{Producer, ProducerServer};
 use quorate_record::Batch;
-use quorate_types::Endpoint;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
@@ -27,60 +26,8 @@ type Script = Box<dyn Fn(usize, &Seen) -> Option<Result<i64, &'static str>> + Se
 
 #[derive(Clone)]
 struct Fake {
-    port: u16,
     seen: Arc<Mutex<Vec<Seen>>>,
     script: Arc<Script>,
-}
-
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl Cluster for Fake {
-    async fn describe(
-        &self,
-        _: Request<v1::DescribeClusterRequest>,
-    ) -> Result<Response<v1::DescribeClusterResponse>, Status> {
-        let broker = v1::BrokerDescription {
-            node_id: 1,
-            endpoint: Some(v1::Endpoint {
-                host: "127.0.0.1".into(),
-                port: u32::from(self.port),
-            }),
-            ..v1::BrokerDescription::default()
-        };
-        let partition = v1::PartitionDescription {
-            leader: Some(1),
-            leader_epoch: 7,
-            ..v1::PartitionDescription::default()
-        };
-        let topic = v1::TopicDescription {
-            name: "t".into(),
-            topic_id: vec![1; 16].into(),
-            partitions: vec![partition],
-            ..v1::TopicDescription::default()
-        };
-        Ok(Response::new(v1::DescribeClusterResponse {
-            brokers: vec![broker],
-            topics: vec![topic],
-            ..v1::DescribeClusterResponse::default()
-        }))
-    }
-
-    async fn log_level(
-        &self,
-        _: Request<v1::LogLevelRequest>,
-    ) -> Result<Response<v1::LogLevelResponse>, Status> {
-        Err(Status::unimplemented("not needed here"))
-    }
-
-    type WatchEventsStream = Answers<v1::ClusterEvent>;
-
-    async fn watch_events(
-        &self,
-        _: Request<v1::WatchEventsRequest>,
-    ) -> Result<Response<Self::WatchEventsStream>, Status> {
-        Err(Status::unimplemented("not in this test"))
-    }
 }
 
 #[tonic::async_trait]
@@ -89,7 +36,7 @@ impl Producer for Fake {
         &self,
         _: Request<v1::ProduceRequest>,
     ) -> Result<Response<v1::ProduceResponse>, Status> {
-        Err(Status::unimplemented("not in this test"))
+        not_here()
     }
 
     type ProduceStreamStream = Answers<v1::ProduceStreamResponse>;
@@ -158,18 +105,19 @@ async fn serve(script: Script) -> (Fake, Client) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let fake = Fake {
-        port,
         seen: Arc::default(),
         script: Arc::new(script),
     };
+    let known = Known {
+        node: LEADER,
+        leader_port: port,
+    };
     let server = tonic::transport::Server::builder()
-        .add_service(ClusterServer::new(fake.clone()))
+        .add_service(known.service())
         .add_service(ProducerServer::new(fake.clone()))
         .serve_with_incoming(TcpListenerStream::new(listener));
     tokio::spawn(server);
-    let host = "127.0.0.1".to_owned();
-    let client = Client::new(vec![Endpoint { host, port }], ClientOptions::default()).unwrap();
-    (fake, client)
+    (fake, client_of(port))
 }
 
 /// One batch a record.
@@ -218,7 +166,7 @@ async fn what_may_be_in_the_log_is_never_sent_under_another_sequence() {
     }
     assert!(
         seen.iter()
-            .all(|(.., leader_epoch)| *leader_epoch == Some(7))
+            .all(|(.., leader_epoch)| *leader_epoch == Some(EPOCH))
     );
 }
 
