@@ -63,6 +63,8 @@ struct Opening<'a, D: Dir> {
     epochs: LeaderEpochCache,
     segments: Vec<Arc<Segment<D>>>,
     scanned: bool,
+    /// Of the last batch that was scanned: those of later segments are no older.
+    epoch: LeaderEpoch,
     truncated_bytes: u64,
     corrupt: Option<String>,
 }
@@ -111,6 +113,7 @@ impl<D: Dir> PartitionLog<D> {
             epochs: known_epochs.unwrap_or_default(),
             segments: Vec::new(),
             scanned: false,
+            epoch: LeaderEpoch::ZERO,
             truncated_bytes: 0,
             corrupt: None,
         };
@@ -230,6 +233,7 @@ impl<D: Dir> Opening<'_, D> {
         let first = bases.first().copied().unwrap_or(positions.log_start);
         let mut end = first;
         let mut ended = false;
+        self.epoch = LeaderEpoch::ZERO;
         for (at_index, base) in bases.iter().copied().enumerate() {
             let path = format!("{}/{}", self.path, file_name(base, "log"));
             if ended || base != end {
@@ -363,12 +367,13 @@ impl<D: Dir> Opening<'_, D> {
         };
         // What the epochs file says of this segment is replaced by what its batches say; an epoch
         // that began at its end and holds no batch is kept.
-        let mut epoch = LeaderEpoch::ZERO;
+        let mut epoch = self.epoch;
         while found.size < length {
             match next_batch(file, path, found.size, length)? {
                 Ok(batch) => {
                     let header = batch.header();
-                    if header.base_offset != found.end || header.leader_epoch < epoch {
+                    let follows = header.base_offset == found.end && header.leader_epoch >= epoch;
+                    if !follows || !batch.is_stamped() {
                         let why = BatchError::Records("offset or epoch does not follow");
                         found.cut = Some((why, false));
                         break;
@@ -395,6 +400,7 @@ impl<D: Dir> Opening<'_, D> {
                 }
             }
         }
+        self.epoch = epoch;
         Ok(found)
     }
 }

@@ -620,6 +620,30 @@ fn a_header_that_cannot_be_read_below_the_recovery_point_is_damage_and_no_error(
 }
 
 #[test]
+fn an_epoch_that_is_none_or_falls_in_the_next_segment_is_damage() {
+    let damaged_where = |changed: fn(&[Batch]) -> (usize, u32, usize)| {
+        let (root, all) = closed();
+        let file = first_segment(&root);
+        let mut bytes = std::fs::read(&file).unwrap();
+        let (at, epoch, kept) = changed(&Batch::split(bytes.clone().into()).unwrap());
+        // The epoch stands outside the CRC.
+        bytes[at + 12..at + 16].copy_from_slice(&epoch.to_be_bytes());
+        std::fs::write(&file, bytes).unwrap();
+        // So that every batch is looked at.
+        std::fs::remove_file(root.path().join(PATH).join("leader-epoch-checkpoint")).unwrap();
+        let (log, report) = open(&root, AFTER_KILL);
+        assert!(report.damaged.is_some());
+        let end = all[..kept].last().map(Batch::end_offset);
+        assert_eq!(log.log_end(), end.unwrap_or_default());
+    };
+    damaged_where(|held| {
+        let before = held[..held.len() - 1].iter().map(Batch::size).sum();
+        (before, 9, held.len())
+    });
+    damaged_where(|_| (0, 1 | 1 << 31, 0));
+}
+
+#[test]
 fn damage_is_reported_by_every_start_until_the_cluster_knows() {
     let (root, all) = closed();
     let (log, _) = open(&root, AFTER_KILL);
