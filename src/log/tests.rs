@@ -644,6 +644,19 @@ fn an_epoch_that_is_none_or_falls_in_the_next_segment_is_damage() {
 }
 
 #[test]
+fn a_log_whose_first_segment_is_lost_is_damaged_and_begins_anew() {
+    let (root, _) = closed();
+    std::fs::remove_file(first_segment(&root)).unwrap();
+    let (log, report) = open(&root, AFTER_POWER_LOSS);
+    assert!(report.damaged.is_some());
+    // What follows a hole is no part of the log: its peers give all of it.
+    assert_eq!(
+        (log.log_start(), log.log_end()),
+        (Offset::ZERO, Offset::ZERO)
+    );
+}
+
+#[test]
 fn damage_is_reported_by_every_start_until_the_cluster_knows() {
     let (root, all) = closed();
     let (log, _) = open(&root, AFTER_KILL);
