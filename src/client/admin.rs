@@ -8,11 +8,11 @@ use quorate_proto::v1::admin_client::AdminClient;
 use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_proto::v1::consumer_client::ConsumerClient;
 use quorate_types::{NodeId, PartitionId};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
 use tonic::{Response, Status, Streaming};
 
-use crate::client::{Client, MESSAGE_BYTES};
+use crate::client::{Client, MESSAGE_BYTES, Patience, failed};
 use crate::error::ClientError;
 
 /// How long one node is waited for.
@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// Whether a call failed because there was no connection to send it on: the name did not resolve,
 /// or nobody took the connection. Then nobody has seen it.
-fn never_left(status: &Status) -> bool {
+pub(crate) fn never_left(status: &Status) -> bool {
     let mut cause = std::error::Error::source(status);
     while let Some(error) = cause {
         if error.is::<tonic::ConnectError>() {
@@ -39,7 +39,7 @@ impl Client {
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
-        let deadline = Instant::now() + self.options().call_timeout;
+        let mut patience = Patience::new(self.options().call_timeout);
         loop {
             let mut last = ClientError::Connection("no node is known".into());
             for node in self.nodes() {
@@ -47,7 +47,7 @@ impl Client {
                     Ok(Ok(answer)) => return Ok(answer.into_inner()),
                     Ok(Err(status)) => {
                         let unsent = never_left(&status);
-                        (ClientError::from(status), unsent)
+                        (failed(&node, status), unsent)
                     }
                     Err(_) => {
                         let why = format!("{node}: no answer in time");
@@ -60,7 +60,7 @@ impl Client {
                 }
                 last = error;
             }
-            if Instant::now() >= deadline {
+            if patience.is_over(&last) {
                 return Err(last);
             }
             sleep(PAUSE).await;

@@ -8,12 +8,13 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use quorate_proto::v1;
 use quorate_proto::v1::cluster_client::ClusterClient;
-use quorate_types::{Endpoint, NodeId};
-use quorate_wire::FORWARDED;
+use quorate_types::{Endpoint, ErrorCode, NodeId};
+use quorate_wire::{ErrorInfo, FORWARDED};
 use tokio::time::{Instant, sleep, timeout};
-use tonic::Request;
 use tonic::transport::Channel;
+use tonic::{Request, Status};
 
+use crate::admin::never_left;
 use crate::detours::{Detours, Way};
 use crate::error::ClientError;
 use crate::metadata::{Metadata, TopicInfo};
@@ -25,6 +26,10 @@ const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 /// How long one node is asked about the cluster.
 const DESCRIBE: Duration = Duration::from_millis(750);
+/// A topic that no node knows for so long is unknown.
+const KNOWN: Duration = Duration::from_secs(1);
+/// Nodes that cannot be reached are tried for so long: they may be starting.
+const UNREACHED: Duration = Duration::from_secs(2);
 /// Answers that are younger are shared by all who ask.
 const FRESH: Duration = Duration::from_millis(10);
 
@@ -72,6 +77,52 @@ pub(crate) fn to_leader<T>(message: T, way: &Way) -> Request<T> {
         request.metadata_mut().insert(FORWARDED, mark);
     }
     request
+}
+
+/// A node's failure to answer, by its address and with what the system says.
+pub(crate) fn failed(node: &Endpoint, status: Status) -> ClientError {
+    let mut cause: &dyn std::error::Error = &status;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    let unreached = never_left(&status);
+    let why = if cause.is::<Status>() {
+        status.message().to_owned()
+    } else {
+        cause.to_string()
+    };
+    let why = format!("{node}: {why}");
+    match ClientError::from(status) {
+        ClientError::Connection(_) if unreached => ClientError::Unreachable(why),
+        ClientError::Connection(_) => ClientError::Connection(why),
+        refused => refused,
+    }
+}
+
+/// How long a call goes on: some time, but less where no node can be reached at all.
+pub(crate) struct Patience {
+    until: Instant,
+    unreached: Option<Instant>,
+}
+
+impl Patience {
+    pub(crate) fn new(time: Duration) -> Self {
+        Self {
+            until: Instant::now() + time,
+            unreached: None,
+        }
+    }
+
+    /// Whether this was the last try, the last of whose errors is this.
+    pub(crate) fn is_over(&mut self, error: &ClientError) -> bool {
+        let now = Instant::now();
+        if !matches!(error, ClientError::Unreachable(_)) {
+            self.unreached = None;
+            return now >= self.until;
+        }
+        let since = *self.unreached.get_or_insert(now);
+        now >= self.until.min(since + UNREACHED)
+    }
 }
 
 impl Client {
@@ -162,7 +213,9 @@ impl Client {
     pub(crate) fn note<T>(&self, way: &Way, answer: &Result<T, ClientError>) {
         let mut detours = self.shared.detours.lock();
         match answer {
-            Err(ClientError::Connection(_)) => detours.lost(way, Instant::now()),
+            Err(ClientError::Connection(_) | ClientError::Unreachable(_)) => {
+                detours.lost(way, Instant::now())
+            }
             _ => detours.arrived(way),
         }
     }
@@ -198,36 +251,44 @@ impl Client {
                     *refreshed = Some(Instant::now());
                     return Ok(metadata);
                 }
-                Ok(Err(status)) => {
-                    last = ClientError::Connection(format!("{node}: {}", status.message()));
-                }
+                Ok(Err(status)) => last = failed(&node, status),
                 Err(_) => last = ClientError::Connection(format!("{node}: no answer in time")),
             }
         }
         Err(last)
     }
 
-    /// A topic's partitions, asked for until it is known or the time is up.
+    /// A topic's partitions, asked for until it is known or the time is up: a second where nodes
+    /// answer that they know none, since one that is behind may not know of it yet.
     ///
     /// # Errors
-    /// [`ClientError::TimedOut`] where it does not become known.
+    /// [`ClientError::Refused`] where it does not become known, [`ClientError::Connection`] where no
+    /// node answers.
     pub async fn topic(&self, name: &str) -> Result<TopicInfo, ClientError> {
         if let Some(known) = self.metadata().topics.get(name) {
             return Ok(known.clone());
         }
         self.shared.topics.lock().insert(name.to_owned());
-        let deadline = Instant::now() + self.shared.options.call_timeout;
+        let mut patience = Patience::new(self.shared.options.call_timeout);
+        let mut unknown_since = None;
         loop {
-            let found = self.refresh().await;
-            let why = match found {
-                Ok(metadata) => match metadata.topics.get(name) {
-                    Some(topic) => return Ok(topic.clone()),
-                    None => format!("there is no topic {name}: create it with `topic create`"),
-                },
-                Err(error) => error.to_string(),
-            };
-            if Instant::now() >= deadline {
-                return Err(ClientError::TimedOut(why));
+            match self.refresh().await {
+                Ok(metadata) => {
+                    if let Some(topic) = metadata.topics.get(name) {
+                        return Ok(topic.clone());
+                    }
+                    let since = *unknown_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= KNOWN {
+                        let code = ErrorCode::UnknownTopicOrPartition;
+                        let message = format!("there is no topic {name}");
+                        return Err(ClientError::Refused(ErrorInfo::new(code, message)));
+                    }
+                }
+                Err(error) => {
+                    if patience.is_over(&error) {
+                        return Err(error);
+                    }
+                }
             }
             sleep(Duration::from_millis(50)).await;
         }

@@ -14,7 +14,10 @@ pub enum ClientError {
     /// The cluster refused.
     #[error("{0}")]
     Refused(ErrorInfo),
-    /// No node could be reached, or the connection broke: the outcome of a write is unknown.
+    /// No connection could be made: nobody has seen the call.
+    #[error("no node can be reached: {0}")]
+    Unreachable(String),
+    /// No answer, or the connection broke: the outcome of a write is unknown.
     #[error("no answer from the cluster: {0}")]
     Connection(String),
     /// It was tried until the time was up: the outcome of a write is unknown.
@@ -62,7 +65,7 @@ impl ClientError {
     pub fn is_retriable(&self) -> bool {
         match self {
             Self::Refused(info) => info.code.is_retriable(),
-            Self::Connection(_) => true,
+            Self::Connection(_) | Self::Unreachable(_) => true,
             _ => false,
         }
     }

@@ -1,7 +1,8 @@
 //! Producing: records are gathered into batches, one gatherer and one sender a partition.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::client::Client;
 use crate::error::ClientError;
+use crate::fate::{Delivery, Fateful};
 use crate::worker::{ProducerIds, Worker};
 
 /// What a record costs in the buffer beside its bytes.
@@ -72,84 +74,12 @@ pub struct ToSend<'a> {
     pub partition: Option<PartitionId>,
 }
 
-/// Where a record has been taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Acked {
-    /// The partition.
-    pub partition: PartitionId,
-    /// Its offset; none with `acks=0`.
-    pub offset: Option<i64>,
-    /// The epoch it was appended at.
-    pub leader_epoch: i32,
-    /// Replicas that have it.
-    pub replicas: u32,
-    /// Replicas that have it on their disks.
-    pub fsynced: u32,
-}
-
-/// The fate of a batch, shared by its records.
-#[derive(Debug, Default)]
-pub(crate) struct Fate {
-    result: OnceLock<Result<Acked, ClientError>>,
-    decided: Notify,
-}
-
-impl Fate {
-    fn decide(&self, result: Result<Acked, ClientError>) {
-        if self.result.set(result).is_ok() {
-            self.decided.notify_waiters();
-        }
-    }
-}
-
-/// The side of a fate that decides it; dropped undecided, it was never sent or nobody heard.
-#[derive(Debug, Default)]
-pub(crate) struct Fateful(Arc<Fate>);
-
-impl Fateful {
-    pub(crate) fn decide(&self, result: Result<Acked, ClientError>) {
-        self.0.decide(result);
-    }
-}
-
-impl Drop for Fateful {
-    fn drop(&mut self) {
-        self.decide(Err(ClientError::Closed));
-    }
-}
-
-/// A record on its way. May be dropped: [`Producer::flush`] waits for all of them.
-#[derive(Debug, Clone)]
-pub struct Delivery {
-    fate: Arc<Fate>,
-    index: i64,
-}
-
-impl Delivery {
-    /// Waits until the record is delivered or has failed; bounded by the delivery time-out.
-    ///
-    /// # Errors
-    /// [`ClientError`]; after [`ClientError::TimedOut`] the record may be in the log or not.
-    pub async fn wait(&self) -> Result<Acked, ClientError> {
-        loop {
-            let decided = self.fate.decided.notified();
-            if let Some(result) = self.fate.result.get() {
-                return result.clone().map(|first| Acked {
-                    offset: first.offset.map(|offset| offset + self.index),
-                    ..first
-                });
-            }
-            decided.await;
-        }
-    }
-}
-
 /// A complete batch.
 pub(crate) struct Sealed {
     pub(crate) batch: Batch,
     pub(crate) fate: Fateful,
     pub(crate) deadline: Instant,
-    pub(crate) _permit: OwnedSemaphorePermit,
+    pub(crate) permit: OwnedSemaphorePermit,
 }
 
 /// A batch that still takes records.
@@ -164,6 +94,22 @@ struct Gathering {
 pub(crate) struct Gatherer {
     state: Mutex<GathererState>,
     pub(crate) news: Notify,
+    /// A batch of so many bytes is complete; less than the option where the topic takes less.
+    batch_bytes: AtomicUsize,
+}
+
+/// Why records wait, if they do: shared by the senders of a producer.
+#[derive(Debug, Default)]
+pub(crate) struct Trouble(Mutex<Option<String>>);
+
+impl Trouble {
+    pub(crate) fn met(&self, why: &str) {
+        *self.0.lock() = Some(why.to_owned());
+    }
+
+    pub(crate) fn over(&self) {
+        *self.0.lock() = None;
+    }
 }
 
 #[derive(Default)]
@@ -197,6 +143,11 @@ impl Gatherer {
             .map(|gathering| gathering.since + options.linger)
     }
 
+    /// Batches are to be smaller from now on.
+    pub(crate) fn gather_at_most(&self, bytes: usize) {
+        self.batch_bytes.fetch_min(bytes.max(1), Ordering::Relaxed);
+    }
+
     fn is_empty(&self) -> bool {
         let state = self.state.lock();
         state.gathering.is_none() && state.sealed.is_empty()
@@ -221,7 +172,7 @@ impl GathererState {
                 batch: builder.build(),
                 fate,
                 deadline: since + options.delivery_timeout,
-                _permit: permit,
+                permit,
             });
         }
     }
@@ -239,6 +190,7 @@ struct Shared {
     topics: Mutex<BTreeMap<String, Topic>>,
     workers: tokio::sync::Mutex<JoinSet<()>>,
     ids: Arc<ProducerIds>,
+    trouble: Arc<Trouble>,
     cancel: CancellationToken,
 }
 
@@ -263,6 +215,7 @@ impl Client {
                 topics: Mutex::default(),
                 workers: tokio::sync::Mutex::default(),
                 ids: Arc::new(ProducerIds::new(self.clone())),
+                trouble: Arc::default(),
                 cancel: CancellationToken::new(),
             }),
         }
@@ -335,6 +288,7 @@ impl Producer {
             let gatherer = Arc::new(Gatherer {
                 state: Mutex::default(),
                 news: Notify::new(),
+                batch_bytes: AtomicUsize::new(shared.options.batch_bytes),
             });
             let worker = Worker::new(
                 shared.client.clone(),
@@ -343,6 +297,7 @@ impl Producer {
                 partition,
                 Arc::clone(&gatherer),
                 Arc::clone(&shared.ids),
+                Arc::clone(&shared.trouble),
             );
             let cancel = shared.cancel.clone();
             workers.spawn(async move {
@@ -356,6 +311,12 @@ impl Producer {
             .lock()
             .insert(topic.to_owned(), Topic { gatherers, sticky });
         Ok(())
+    }
+
+    /// Why records wait for longer than usual, if some do: what was answered, or not, when one of
+    /// the senders tried last.
+    pub fn trouble(&self) -> Option<String> {
+        self.shared.trouble.0.lock().clone()
     }
 
     fn gatherers(&self) -> Vec<Arc<Gatherer>> {
@@ -400,12 +361,12 @@ fn add(
     options: &ProducerOptions,
 ) -> (Delivery, bool) {
     let timestamp = record.timestamp.unwrap_or_else(now);
+    let batch_bytes = gatherer.batch_bytes.load(Ordering::Relaxed);
     let mut state = gatherer.state.lock();
     // A batch that takes more than one record stays below the limit: a large record among many
     // small ones would have all of them refused.
     let over = state.gathering.as_ref().is_some_and(|gathering| {
-        !gathering.builder.is_empty()
-            && gathering.builder.size_estimate() + size > options.batch_bytes
+        !gathering.builder.is_empty() && gathering.builder.size_estimate() + size > batch_bytes
     });
     if over {
         state.seal(options);
@@ -427,11 +388,9 @@ fn add(
     gathering
         .builder
         .push(timestamp, record.key, record.value, record.headers);
-    let delivery = Delivery {
-        fate: Arc::clone(&gathering.fate.0),
-        index,
-    };
-    let full = gathering.builder.size_estimate() >= options.batch_bytes;
+    let delivery = gathering.fate.delivery(index);
+
+    let full = gathering.builder.size_estimate() >= batch_bytes;
     if full {
         state.seal(options);
     }

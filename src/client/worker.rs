@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use quorate_proto::v1;
 use quorate_proto::v1::producer_client::ProducerClient;
-use quorate_record::{Batch, ProducerTag};
+use quorate_record::{Batch, BatchBuilder, ProducerTag, Record};
 use quorate_types::{ErrorCode, PartitionId, ProducerEpoch, ProducerId, Sequence};
 use quorate_wire::ErrorInfo;
 use tokio::sync::{Mutex, mpsc};
@@ -19,7 +19,8 @@ use tracing::debug;
 
 use crate::client::{Client, MESSAGE_BYTES, to_leader};
 use crate::error::ClientError;
-use crate::producer::{Acked, Gatherer, ProducerOptions, Sealed};
+use crate::fate::Acked;
+use crate::producer::{Gatherer, ProducerOptions, Sealed, Trouble};
 
 /// A stream is opened within so long.
 const OPEN: Duration = Duration::from_secs(1);
@@ -102,6 +103,9 @@ pub(crate) struct Worker {
     in_flight: VecDeque<InFlight>,
     stream: Option<Stream>,
     backoff: Duration,
+    trouble: Arc<Trouble>,
+    /// Why what is in flight has not been delivered yet.
+    last_error: Option<String>,
 }
 
 /// What an answer asks for.
@@ -119,6 +123,7 @@ impl Worker {
         partition: PartitionId,
         gatherer: Arc<Gatherer>,
         ids: Arc<ProducerIds>,
+        trouble: Arc<Trouble>,
     ) -> Self {
         Self {
             client,
@@ -134,6 +139,8 @@ impl Worker {
             in_flight: VecDeque::new(),
             stream: None,
             backoff: RETRY.0,
+            trouble,
+            last_error: None,
         }
     }
 
@@ -149,6 +156,7 @@ impl Worker {
                 && let Err(error) = self.open().await
             {
                 debug!(topic = self.topic, partition = %self.partition, %error, "no stream");
+                self.failed(error.to_string());
                 self.pause().await;
                 continue;
             }
@@ -157,6 +165,7 @@ impl Worker {
                 Ok(Next::Again) => self.begin_again().await,
                 Err(status) => {
                     debug!(topic = self.topic, partition = %self.partition, %status, "stream broke");
+                    self.failed(ClientError::from(status).to_string());
                     self.begin_again().await;
                 }
             }
@@ -326,6 +335,9 @@ impl Worker {
         match answer.result {
             Some(Answer::Response(response)) => {
                 self.backoff = RETRY.0;
+                if self.last_error.take().is_some() {
+                    self.trouble.over();
+                }
                 if let Some(entry) = self.in_flight.remove(at) {
                     entry.sealed.fate.decide(Ok(Acked {
                         partition: self.partition,
@@ -348,7 +360,14 @@ impl Worker {
         let code = ErrorCode::from_name(&error.reason);
         debug!(topic = self.topic, partition = %self.partition, reason = error.reason, "refused");
         let gap = code == Some(ErrorCode::OutOfOrderSequenceNumber);
-        if error.retriable || at > 0 {
+        if at > 0 {
+            return Next::Again;
+        }
+        if error.retriable {
+            self.failed(format!("{}: {}", error.reason, error.message));
+            return Next::Again;
+        }
+        if code == Some(ErrorCode::MessageTooLarge) && self.split_oldest() {
             return Next::Again;
         }
         if gap && !self.in_flight[at].tried {
@@ -365,6 +384,41 @@ impl Worker {
         };
         self.fail_oldest(ClientError::Refused(info));
         Next::Again
+    }
+
+    /// Remembers why records wait.
+    fn failed(&mut self, why: String) {
+        self.trouble.met(&why);
+        self.last_error = Some(why);
+    }
+
+    /// Makes two batches of the oldest, which was refused for its size, and has later ones gathered
+    /// smaller: what a topic takes is known only from its refusals. One that may be in the log is
+    /// left as it is, since its halves would not be known for copies; so is a single record.
+    fn split_oldest(&mut self) -> bool {
+        let may = |entry: &InFlight| !entry.tried && entry.batch.header().record_count > 1;
+        if !self.in_flight.front().is_some_and(may) {
+            return false;
+        }
+        let Some(entry) = self.in_flight.pop_front() else {
+            return false;
+        };
+        // Nothing behind it has been taken either: its sequences are missing.
+        for later in &mut self.in_flight {
+            later.sent = None;
+        }
+        self.gatherer.gather_at_most(entry.batch.size() / 2);
+        match halves(entry) {
+            Ok((first, second)) => {
+                self.in_flight.push_front(second);
+                self.in_flight.push_front(first);
+                true
+            }
+            Err(entry) => {
+                self.in_flight.push_front(entry);
+                false
+            }
+        }
     }
 
     /// The oldest batch leaves a gap in the sequences: what follows it begins anew. What may be in
@@ -398,12 +452,15 @@ impl Worker {
             .front()
             .is_some_and(|entry| entry.sealed.deadline <= now)
         {
-            let why = "the delivery time-out has passed; the record may be in the log or not";
+            let why = match &self.last_error {
+                Some(error) => format!("{error}; the record may be in the log or not"),
+                None => "no answer; the record may be in the log or not".to_owned(),
+            };
             self.stream = None;
             for entry in &mut self.in_flight {
                 entry.tried |= entry.sent.take().is_some();
             }
-            self.fail_oldest(ClientError::TimedOut(why.to_owned()));
+            self.fail_oldest(ClientError::TimedOut(why));
         }
     }
 
@@ -420,6 +477,59 @@ impl Worker {
         sleep(self.backoff).await;
         self.backoff = (self.backoff * 2).min(RETRY.1);
     }
+}
+
+/// Two batches with the records and sequences of one; the same again where it cannot be read.
+fn halves(entry: InFlight) -> Result<(InFlight, InFlight), InFlight> {
+    let Ok(records) = entry.sealed.batch.records() else {
+        return Err(entry);
+    };
+    let compression = entry.batch.header().compression;
+    let tag = entry.batch.header().producer;
+    let middle = records.len() / 2;
+    let batch = |records: &[Record], after: u32| {
+        let mut builder = BatchBuilder::new(compression);
+        for record in records {
+            let (key, value) = (record.key.as_deref(), record.value.as_deref());
+            builder.push(record.timestamp, key, value, &record.headers);
+        }
+        let batch = builder.build();
+        let tagged = tag.map(|tag| ProducerTag {
+            base_sequence: tag.base_sequence.plus(after),
+            ..tag
+        });
+        (
+            batch.clone(),
+            tagged.map_or(batch.clone(), |tag| batch.with_producer(tag)),
+        )
+    };
+    let InFlight { sealed, tried, .. } = entry;
+    let Sealed {
+        mut fate,
+        deadline,
+        mut permit,
+        ..
+    } = sealed;
+    let of_first = u32::try_from(middle).unwrap_or(u32::MAX);
+    let first_fate = fate.split_off_first(of_first);
+    let first_permit = permit.split(permit.num_permits() / 2);
+    let first_permit = first_permit.expect("half of what is held can be split off");
+    let entry = |(batch, tagged): (Batch, Batch), fate, permit| InFlight {
+        sealed: Sealed {
+            batch,
+            fate,
+            deadline,
+            permit,
+        },
+        batch: tagged,
+        request_id: 0,
+        sent: None,
+        tried,
+    };
+    Ok((
+        entry(batch(&records[..middle], 0), first_fate, first_permit),
+        entry(batch(&records[middle..], of_first), fate, permit),
+    ))
 }
 
 fn request(

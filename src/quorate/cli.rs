@@ -10,7 +10,7 @@ use quorate_types::{Acks, Endpoint, NodeId};
 
 use crate::bench_args::BenchCommand;
 use crate::log_args::LogCommand;
-use crate::parse::{Start, config_pair, header_pair, start};
+use crate::parse::{Start, config_pair, delivery_timeout, header_pair, start};
 use crate::server_args::ServerArgs;
 
 /// A replicated log in one binary.
@@ -277,6 +277,10 @@ pub struct ProduceArgs {
     /// A header for every record; may be repeated
     #[arg(long = "header", value_parser = header_pair, value_name = "KEY=VALUE")]
     pub headers: Vec<(String, String)>,
+
+    /// Give a record up that could not be written for so long (1s to 24h)
+    #[arg(long, value_parser = delivery_timeout, default_value = "120s", value_name = "TIME")]
+    pub timeout: Duration,
 }
 
 /// `quorate consume`.

@@ -34,6 +34,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
 use quorate_client::{Client, ClientError, ClientOptions};
+use quorate_types::ErrorCode;
 
 use crate::cli::{Cli, Command, Global};
 use crate::failure::{Failure, Outcome};
@@ -119,7 +120,11 @@ fn client(global: &Global) -> Result<Client, Failure> {
 fn told(what: impl Into<String>, error: &ClientError) -> Failure {
     let failure = Failure::new(what, error);
     match error {
-        ClientError::Connection(_) => failure.hint(
+        ClientError::Refused(info) if info.code == ErrorCode::UnknownTopicOrPartition => failure
+            .hint(
+                "`quorate topic list` shows the topics there are, `quorate topic create` makes one",
+            ),
+        ClientError::Connection(_) | ClientError::Unreachable(_) => failure.hint(
             "check --bootstrap (or QUORATE_BOOTSTRAP), or start a local cluster with `quorate dev`",
         ),
         _ => failure,

@@ -1,5 +1,7 @@
 //! Reads the values of flags.
 
+use std::time::Duration;
+
 use chrono::DateTime;
 use quorate_types::{Offset, Timestamp};
 
@@ -57,6 +59,16 @@ pub fn rfc3339(timestamp: Timestamp) -> String {
     match DateTime::from_timestamp_millis(timestamp.millis()) {
         Some(time) => time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
         None => format!("{} ms", timestamp.millis()),
+    }
+}
+
+/// How long a producer tries: 1 s to a day.
+pub(crate) fn delivery_timeout(text: &str) -> Result<Duration, String> {
+    let time = quorate_config::parse_duration(text)?;
+    if (Duration::from_secs(1)..=Duration::from_secs(24 * 3_600)).contains(&time) {
+        Ok(time)
+    } else {
+        Err("must be from 1s to 24h".to_owned())
     }
 }
 

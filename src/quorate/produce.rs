@@ -5,11 +5,12 @@ use std::io::{self, BufRead, BufReader, IsTerminal, Read};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use quorate_client::{ClientError, Delivery, ProducerOptions, ToSend};
+use quorate_client::{ClientError, Delivery, Producer, ProducerOptions, ToSend};
 use quorate_record::{Compression, RecordHeader};
 use quorate_types::PartitionId;
 use serde_json::json;
 use tokio::sync::mpsc;
+use tokio::time::interval;
 
 use crate::cli::{CompressionArg, Global, OutputFormat, ProduceArgs};
 use crate::failure::{Failure, Outcome};
@@ -32,21 +33,27 @@ impl From<CompressionArg> for Compression {
     }
 }
 
+/// Records are told to be waiting when the reason has stood for so long.
+const TROUBLE: Duration = Duration::from_secs(1);
+
 /// How many records were decided, and how.
 #[derive(Default)]
 struct Tally {
     acknowledged: u64,
     failed: u64,
-    first_error: Option<ClientError>,
+    /// With the number of its line.
+    first_error: Option<(u64, ClientError)>,
 }
 
 impl Tally {
-    fn note(&mut self, records: u64, result: &Result<quorate_client::Acked, ClientError>) {
+    /// The fate of the next line.
+    fn note(&mut self, result: Result<quorate_client::Acked, ClientError>) {
         match result {
-            Ok(_) => self.acknowledged += records,
+            Ok(_) => self.acknowledged += 1,
             Err(error) => {
-                self.failed += records;
-                self.first_error.get_or_insert_with(|| error.clone());
+                self.failed += 1;
+                let line = self.acknowledged + self.failed;
+                self.first_error.get_or_insert((line, error));
             }
         }
     }
@@ -109,6 +116,23 @@ fn bar() -> Option<ProgressBar> {
     Some(bar)
 }
 
+/// Says on stderr why records wait, where they do for longer than a failover takes; once for each
+/// reason.
+async fn tell_trouble(producer: Producer) {
+    let mut told = None;
+    let mut last = None;
+    let mut tick = interval(TROUBLE);
+    loop {
+        tick.tick().await;
+        let met = producer.trouble();
+        if met.is_some() && met == last && met != told {
+            eprintln!("waiting: {}", met.as_deref().unwrap_or_default());
+            told.clone_from(&met);
+        }
+        last = met;
+    }
+}
+
 pub(crate) async fn run(global: &Global, args: ProduceArgs) -> Outcome {
     let what = format!("cannot produce to {}", args.topic);
     let client = client(global)?;
@@ -120,8 +144,10 @@ pub(crate) async fn run(global: &Global, args: ProduceArgs) -> Outcome {
     let producer = client.producer(ProducerOptions {
         acks: args.acks.into(),
         compression: args.compression.into(),
+        delivery_timeout: args.timeout,
         ..ProducerOptions::default()
     });
+    let waiting = tokio::spawn(tell_trouble(producer.clone()));
     let headers: Vec<RecordHeader> = args
         .headers
         .iter()
@@ -138,8 +164,7 @@ pub(crate) async fn run(global: &Global, args: ProduceArgs) -> Outcome {
         let mut tally = Tally::default();
         while let Some(block) = deliveries.recv().await {
             for delivery in block {
-                let result = delivery.wait().await;
-                tally.note(1, &result);
+                tally.note(delivery.wait().await);
             }
             if let Some(bar) = &shown {
                 bar.set_position(tally.acknowledged);
@@ -187,6 +212,7 @@ pub(crate) async fn run(global: &Global, args: ProduceArgs) -> Outcome {
     }
     drop(sent);
     producer.close().await;
+    waiting.abort();
     let tally = counting.await.map_err(|error| Failure::new(&what, error))?;
     if let Some(bar) = bar {
         bar.finish_and_clear();
@@ -196,12 +222,15 @@ pub(crate) async fn run(global: &Global, args: ProduceArgs) -> Outcome {
         return Err(failure);
     }
     match tally.first_error {
-        Some(error) => {
-            let failed = grouped(tally.failed);
-            Err(told(
-                format!("{failed} records were not acknowledged"),
-                &error,
-            ))
+        Some((line, error)) => {
+            let what = match tally.failed {
+                1 => format!("line {line} was not acknowledged"),
+                failed => {
+                    let failed = grouped(failed);
+                    format!("{failed} records were not acknowledged, line {line} first")
+                }
+            };
+            Err(told(what, &error))
         }
         None => Ok(()),
     }

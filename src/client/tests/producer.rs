@@ -13,13 +13,22 @@ use quorate_client::{Client, ClientError, Delivery, ProducerOptions, ToSend};
 use quorate_proto::v1;
 use quorate_proto::v1::producer_server::{Producer, ProducerServer};
 use quorate_record::Batch;
+use quorate_types::ErrorCode;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
-/// A batch as it arrived: producer epoch, first sequence, value of the first record, and the
-/// leader epoch that the client named.
-type Seen = (u16, u32, String, Option<i32>);
+/// A batch as it arrived.
+#[derive(Debug, Clone)]
+struct Seen {
+    epoch: u16,
+    sequence: u32,
+    /// Of the first record.
+    value: String,
+    records: usize,
+    /// As the client named it.
+    leader_epoch: Option<i32>,
+}
 
 /// Answers to the batches, in the order in which they come; none: no answer at all.
 type Script = Box<dyn Fn(usize, &Seen) -> Option<Result<i64, &'static str>> + Send + Sync>;
@@ -57,13 +66,15 @@ impl Producer for Fake {
                 };
                 let batch = Batch::parse(bytes).unwrap();
                 let tag = batch.header().producer.unwrap();
-                let first = batch.records().unwrap()[0].value.clone().unwrap();
-                let seen = (
-                    tag.epoch.get(),
-                    tag.base_sequence.get(),
-                    String::from_utf8(first.to_vec()).unwrap(),
-                    request.current_leader_epoch,
-                );
+                let records = batch.records().unwrap();
+                let first = records[0].value.clone().unwrap();
+                let seen = Seen {
+                    epoch: tag.epoch.get(),
+                    sequence: tag.base_sequence.get(),
+                    value: String::from_utf8(first.to_vec()).unwrap(),
+                    records: records.len(),
+                    leader_epoch: request.current_leader_epoch,
+                };
                 let number = fake.seen.lock().len();
                 fake.seen.lock().push(seen.clone());
                 use v1::produce_stream_response::Result as Answer;
@@ -75,6 +86,7 @@ impl Producer for Fake {
                     }),
                     Some(Err(reason)) => Answer::Error(v1::ProduceError {
                         reason: reason.to_owned(),
+                        retriable: ErrorCode::from_name(reason).unwrap().is_retriable(),
                         ..v1::ProduceError::default()
                     }),
                 };
@@ -141,7 +153,7 @@ async fn send(producer: &quorate_client::Producer, value: &str) -> Delivery {
 #[tokio::test]
 async fn what_may_be_in_the_log_is_never_sent_under_another_sequence() {
     // The first two are never answered; what comes under the next epoch is.
-    let script: Script = Box::new(|_, (epoch, ..)| (*epoch > 0).then_some(Ok(9)));
+    let script: Script = Box::new(|_, seen| (seen.epoch > 0).then_some(Ok(9)));
     let (fake, client) = serve(script).await;
     let producer = client.producer(options(Duration::from_millis(300)));
     let (a, b) = (send(&producer, "a").await, send(&producer, "b").await);
@@ -152,7 +164,7 @@ async fn what_may_be_in_the_log_is_never_sent_under_another_sequence() {
     let seen = fake.seen.lock().clone();
     let sequences: Vec<_> = seen
         .iter()
-        .map(|(epoch, at, value, _)| (*epoch, *at, value))
+        .map(|seen| (seen.epoch, seen.sequence, &seen.value))
         .collect();
     // Tried again, perhaps, but always as what they were.
     assert!(sequences.contains(&(0, 0, &"a".into())) && sequences.contains(&(0, 1, &"b".into())));
@@ -164,16 +176,13 @@ async fn what_may_be_in_the_log_is_never_sent_under_another_sequence() {
         };
         assert_eq!((epoch, sequence), expected, "{value}");
     }
-    assert!(
-        seen.iter()
-            .all(|(.., leader_epoch)| *leader_epoch == Some(EPOCH))
-    );
+    assert!(seen.iter().all(|seen| seen.leader_epoch == Some(EPOCH)));
 }
 
 #[tokio::test]
 async fn a_batch_that_is_refused_for_good_does_not_take_the_next_with_it() {
-    let script: Script = Box::new(|_, (epoch, sequence, value, _)| {
-        Some(match (value.as_str(), epoch, sequence) {
+    let script: Script = Box::new(|_, seen| {
+        Some(match (seen.value.as_str(), seen.epoch, seen.sequence) {
             ("large", ..) => Err("MESSAGE_TOO_LARGE"),
             (_, 0, 1) => Err("OUT_OF_ORDER_SEQUENCE_NUMBER"),
             _ => Ok(3),
@@ -188,6 +197,62 @@ async fn a_batch_that_is_refused_for_good_does_not_take_the_next_with_it() {
     let code = large.wait().await.unwrap_err().code().unwrap();
     assert_eq!(code.name(), "MESSAGE_TOO_LARGE");
     assert_eq!(next.wait().await.unwrap().offset, Some(3));
+}
+
+/// Records that are gathered into one batch.
+async fn together(client: &Client, values: &[&str]) -> Vec<Delivery> {
+    let producer = client.producer(ProducerOptions::default());
+    let mut sent = Vec::new();
+    for value in values {
+        sent.push(send(&producer, value).await);
+    }
+    producer.flush().await;
+    sent
+}
+
+#[tokio::test]
+async fn a_batch_that_is_too_large_is_split_until_it_fits() {
+    let script: Script = Box::new(|_, seen| {
+        Some(match seen.records {
+            3.. => Err("MESSAGE_TOO_LARGE"),
+            _ => Ok(100 + i64::from(seen.sequence)),
+        })
+    });
+    let (fake, client) = serve(script).await;
+    let sent = together(&client, &["a", "b", "c", "d", "e", "f", "g"]).await;
+    for (offset, delivery) in (100..).zip(&sent) {
+        assert_eq!(delivery.wait().await.unwrap().offset, Some(offset));
+    }
+    // Under their own sequences: nothing was given up.
+    assert!(fake.seen.lock().iter().all(|seen| seen.epoch == 0));
+}
+
+#[tokio::test]
+async fn only_the_record_that_is_too_large_fails() {
+    let script: Script = Box::new(|_, seen| {
+        Some(match (seen.records, seen.value.as_str()) {
+            (2.., _) | (_, "large") => Err("MESSAGE_TOO_LARGE"),
+            _ => Ok(0),
+        })
+    });
+    let (_fake, client) = serve(script).await;
+    let sent = together(&client, &["a", "b", "large", "c", "d"]).await;
+    for (number, delivery) in sent.iter().enumerate() {
+        let code = delivery.wait().await.err().and_then(|error| error.code());
+        let expected = (number == 2).then_some(ErrorCode::MessageTooLarge);
+        assert_eq!(code, expected, "record {number}");
+    }
+}
+
+#[tokio::test]
+async fn what_could_not_be_delivered_tells_the_last_answer() {
+    let (_fake, client) = serve(Box::new(|_, _| Some(Err("NOT_ENOUGH_REPLICAS")))).await;
+    let producer = client.producer(options(Duration::from_millis(300)));
+    let delivery = send(&producer, "a").await;
+    let failed = delivery.wait().await.unwrap_err().to_string();
+    assert!(failed.contains("NOT_ENOUGH_REPLICAS"), "{failed}");
+    let trouble = producer.trouble().unwrap();
+    assert!(trouble.contains("NOT_ENOUGH_REPLICAS"), "{trouble}");
 }
 
 #[tokio::test]
