@@ -47,9 +47,22 @@ pub fn batch(compression: Compression, time_ms: i64, values: &[&[u8]]) -> Batch 
 pub fn resealed(batch: &Batch, change: impl FnOnce(&mut Vec<u8>)) -> Bytes {
     let mut bytes = batch.bytes().to_vec();
     change(&mut bytes);
-    let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &bytes[at::CRC + 4..]) as u32;
-    bytes[at::CRC..at::CRC + 4].copy_from_slice(&crc.to_be_bytes());
+    seal(&mut bytes);
     bytes.into()
+}
+
+/// Puts the bytes of one batch under a CRC that fits them.
+///
+/// # Panics
+/// Where they are too few to have one.
+pub fn seal(batch: &mut [u8]) {
+    let crc = crc(&batch[at::CRC + 4..]);
+    batch[at::CRC..at::CRC + 4].copy_from_slice(&crc.to_be_bytes());
+}
+
+/// CRC-32C.
+pub fn crc(bytes: &[u8]) -> u32 {
+    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
 
 /// A batch whose records cannot be decoded although its CRC is right: all bytes of them are 0xff.

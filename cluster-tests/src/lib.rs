@@ -2,6 +2,7 @@
 //! cluster at a time on the machine, and a history that knows what must be in the log.
 
 mod containers;
+pub mod fuzzed;
 mod harness;
 pub mod hostile;
 pub mod sim;

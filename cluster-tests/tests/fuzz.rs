@@ -1,31 +1,22 @@
-//! What takes bytes from outside, on bytes that were changed at random: batches, and messages of both
-//! protocol packages. Nothing may panic, and what is taken must hold what its type promises.
+//! What takes bytes from outside, on whole samples that were changed at random; nothing may panic, and
+//! what is taken must hold what its type promises (`cluster_tests::fuzzed`).
 //!
-//! No coverage guides the changes: they start from whole samples, one of each kind, and keep a CRC
-//! right in half of the cases so that they reach what stands behind it. `FUZZ_SECONDS=300` runs each
-//! target longer, `FUZZ_SEED=…` runs one seed again.
+//! No coverage guides these changes: that is what `.ci/long` does with the targets in `fuzz/`, for
+//! longer. These run everywhere, for 4 s each. `FUZZ_SECONDS=300` makes it more, `FUZZ_SEED=…` runs
+//! one seed again. The corpora of `fuzz/`, with whatever once broke something, are run through too.
 #![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use cluster_tests::hostile::{at, batch, resealed};
-use prost::Message;
-use quorate_proto::{internal, v1};
-use quorate_record::{Batch, BatchHeader, Compression, ProducerTag};
-use quorate_types::{LeaderEpoch, Offset, ProducerEpoch, ProducerId, Sequence, Timestamp};
+use cluster_tests::fuzzed::{
+    CODECS, DECODERS, TARGETS, batches, messages, metadata, recovery, seeds,
+};
+use cluster_tests::hostile::batch;
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
-
-/// What decompressed records may take here.
-const LIMIT: usize = 1 << 20;
-const CODECS: [Compression; 5] = [
-    Compression::None,
-    Compression::Gzip,
-    Compression::Snappy,
-    Compression::Lz4,
-    Compression::Zstd,
-];
 
 fn number(variable: &str) -> Option<u64> {
     let set = std::env::var(variable).ok()?;
@@ -87,158 +78,101 @@ fn mutate(random: &mut StdRng, bytes: &mut Vec<u8>, from: usize) {
     }
 }
 
-/// A whole batch of any codec.
-fn sample(random: &mut StdRng) -> Batch {
-    let values: Vec<Vec<u8>> = (0..random.random_range(1..8))
-        .map(|_| vec![random.random(); random.random_range(0..200)])
-        .collect();
-    let values: Vec<&[u8]> = values.iter().map(Vec::as_slice).collect();
-    batch(CODECS[random.random_range(0..CODECS.len())], 1_000, &values)
-}
-
-/// Everything that is done with a batch that was taken.
-fn use_batch(batch: &Batch) {
-    let header = batch.header().clone();
-    assert_eq!(header.size, batch.size());
-    assert_eq!(header.record_count, header.last_offset_delta + 1);
-    let mut expected = batch.base_offset();
-    if let Ok(records) = batch.iter(LIMIT) {
-        for record in records.map_while(Result::ok) {
-            assert_eq!(record.offset, expected, "offsets rise one by one");
-            expected = expected.plus(1);
-        }
-    }
-    assert!(expected <= batch.end_offset());
-    for codec in CODECS {
-        if let Ok(other) = batch.clone().recompressed(codec, LIMIT) {
-            assert_eq!(other.header().compression, codec);
-            assert_eq!(other.header().record_count, header.record_count);
-        }
-    }
-    let tag = ProducerTag {
-        id: ProducerId::new(7),
-        epoch: ProducerEpoch::from_signed(0).unwrap(),
-        base_sequence: Sequence::from_signed(0).unwrap(),
-    };
-    for changed in [
-        batch.clone().stamped(Offset::new(5), LeaderEpoch::new(3)),
-        batch
-            .clone()
-            .with_log_append_time(Timestamp::from_millis(9)),
-        batch.clone().with_producer(tag),
-    ] {
-        assert_eq!(Batch::parse(changed.bytes().clone()), Ok(changed));
-    }
+/// A target on the changed samples of its corpus.
+fn changed(target: &str, taken: fn(&[u8])) {
+    let samples = seeds(target);
+    fuzz(|random| {
+        let mut bytes = samples[random.random_range(0..samples.len())].1.clone();
+        mutate(random, &mut bytes, 0);
+        taken(&bytes);
+    });
 }
 
 #[test]
 fn no_batch_breaks_who_parses_or_reads_it() {
     fuzz(|random| {
-        let whole = sample(random);
-        let seal = random.random();
-        let bytes = if seal {
-            // Behind the fields that stand outside the CRC, or before them the length says no.
-            resealed(&whole, |bytes| {
-                mutate(random, bytes, at::ATTRIBUTES_LOW - 1);
-                let length = i32::try_from(bytes.len() - 12).unwrap();
-                bytes[at::LENGTH..at::LENGTH + 4].copy_from_slice(&length.to_be_bytes());
-            })
-        } else {
-            let mut bytes = whole.bytes().to_vec();
-            mutate(random, &mut bytes, 0);
-            bytes.into()
-        };
-        let _refused = BatchHeader::read(&bytes);
-        let _none = Batch::end_of(&bytes);
-        if let Ok(batch) = Batch::parse(bytes.clone()) {
-            use_batch(&batch);
-        }
-        let several = [&whole.bytes()[..], &bytes, &whole.bytes()[..]].concat();
-        for batch in Batch::split(Bytes::from(several)).unwrap_or_default() {
-            use_batch(&batch);
-        }
+        let values: Vec<Vec<u8>> = (0..random.random_range(1..8))
+            .map(|_| vec![random.random(); random.random_range(0..200)])
+            .collect();
+        let values: Vec<&[u8]> = values.iter().map(Vec::as_slice).collect();
+        let whole = batch(CODECS[random.random_range(0..CODECS.len())], 1_000, &values);
+        // Behind the byte that says whether length and CRC are made to fit.
+        let mut bytes = [&[random.random()], &whole.bytes()[..]].concat();
+        mutate(random, &mut bytes, 1);
+        batches(&bytes);
     });
-}
-
-/// Decodes as one kind of message; what is read must be the same when it is written and read again.
-fn decode<M: Message + Default + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
-    if let Ok(message) = M::decode(bytes) {
-        assert_eq!(M::decode(&*message.encode_to_vec()).as_ref(), Ok(&message));
-    }
-}
-
-macro_rules! decoders {
-    ($($message:ty),* $(,)?) => { [$(decode::<$message> as fn(&[u8])),*] };
 }
 
 #[test]
 fn no_bytes_break_who_decodes_a_message() {
-    let decoders = decoders![
-        v1::ProduceRequest,
-        v1::ProduceStreamRequest,
-        v1::ProduceStreamResponse,
-        v1::FetchRequest,
-        v1::FetchResponse,
-        v1::ConsumeRequest,
-        v1::ConsumeResponse,
-        v1::ListOffsetsRequest,
-        v1::ListOffsetsResponse,
-        v1::CreateTopicRequest,
-        v1::AlterTopicRequest,
-        v1::DescribeTopicResponse,
-        v1::ListTopicsResponse,
-        v1::DescribeClusterRequest,
-        v1::DescribeClusterResponse,
-        v1::WatchEventsRequest,
-        v1::ClusterEvent,
-        v1::LogLevelRequest,
-        internal::FollowerMessage,
-        internal::LeaderMessage,
-        internal::RaftId,
-    ];
-    let record = v1::Record {
-        key: Some("key".into()),
-        value: Some("value".into()),
-        timestamp_ms: Some(-1),
-        headers: vec![v1::Header {
-            key: "name".to_owned(),
-            value: None,
-        }],
-    };
-    let produce = v1::ProduceRequest {
-        topic: "topic".to_owned(),
-        partition: Some(-1),
-        payload: Some(v1::produce_request::Payload::Records(v1::RecordList {
-            records: vec![record; 3],
-        })),
-        topic_id: Some(vec![7; 16].into()),
-        ..v1::ProduceRequest::default()
-    };
-    let start = v1::PartitionStart {
-        partition: 3,
-        start: Some(v1::partition_start::Start::Offset(i64::MAX)),
-        last_fetched_epoch: Some(-1),
-    };
-    let consume = v1::ConsumeRequest {
-        topic: "topic".to_owned(),
-        partitions: vec![start; 3],
-        ..v1::ConsumeRequest::default()
-    };
-    let samples = [
-        produce.encode_to_vec(),
-        consume.encode_to_vec(),
-        vec![0; 40],
-    ];
-    fuzz(|random| {
-        let mut bytes = samples[random.random_range(0..samples.len())].clone();
-        mutate(random, &mut bytes, 0);
-        for decode in decoders {
-            decode(&bytes);
+    changed("messages", messages);
+}
+
+#[test]
+fn no_bytes_break_who_reads_or_applies_metadata() {
+    changed("metadata", metadata);
+}
+
+#[test]
+fn no_files_break_who_recovers_a_log() {
+    changed("recovery", recovery);
+}
+
+fn corpus(target: &str) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    root.join("fuzz/corpus").join(target)
+}
+
+#[test]
+fn every_file_of_the_corpora_is_taken() {
+    for (name, taken) in TARGETS {
+        let files: Vec<_> = fs::read_dir(corpus(name)).unwrap().collect();
+        assert!(
+            files.len() >= seeds(name).len(),
+            "{name}: seeds are missing"
+        );
+        for file in files {
+            let path = file.unwrap().path();
+            println!("{}", path.display());
+            taken(&fs::read(path).unwrap());
         }
-        if let Ok(request) = v1::ProduceRequest::decode(&*bytes) {
-            let _refused = quorate_wire::acks(request.acks);
-            let id = request.topic_id.as_deref().unwrap_or_default();
-            assert_eq!(quorate_wire::topic_id(id).is_ok(), id.len() == 16);
+    }
+}
+
+/// After a change of what a target takes: `cargo test -p cluster-tests --test fuzz -- --ignored`.
+#[test]
+#[ignore = "writes the seeds of the corpora"]
+fn write_the_seeds() {
+    for (name, _) in TARGETS {
+        let corpus = corpus(name);
+        fs::create_dir_all(&corpus).unwrap();
+        for (seed, bytes) in seeds(name) {
+            fs::write(corpus.join(format!("seed-{seed}")), bytes).unwrap();
         }
-    });
+    }
+}
+
+#[test]
+fn every_message_of_a_call_has_its_decoder() {
+    let known: BTreeSet<&str> = DECODERS.iter().map(|(name, _)| *name).collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proto/quorate");
+    let mut calls = 0;
+    for folder in ["v1", "internal/v1"] {
+        for file in fs::read_dir(root.join(folder)).unwrap() {
+            let text = fs::read_to_string(file.unwrap().path()).unwrap();
+            let lines = text
+                .lines()
+                .filter_map(|line| line.trim().strip_prefix("rpc "));
+            for call in lines {
+                calls += 1;
+                let words = call.split(['(', ')', ' ', ';']).skip(1);
+                let words =
+                    words.filter(|word| !["", "stream", "returns", "{", "}"].contains(word));
+                for message in words {
+                    assert!(known.contains(message), "{call}: {message} has no decoder");
+                }
+            }
+        }
+    }
+    assert!(calls > 20, "{calls} calls were read");
 }

@@ -20,5 +20,6 @@ mod sight;
 mod trace;
 mod world;
 
+pub use disk::SimDisk;
 pub use seeds::{Failure, Totals, first_failure, run, seeds_from_environment};
 pub use world::Run;
