@@ -38,8 +38,10 @@ struct Framing {
 }
 
 impl Framing {
-    /// Takes some bytes; what is open afterwards belongs to a message that is not whole.
-    fn take(&mut self, mut bytes: &[u8]) {
+    /// Takes some bytes; what is open afterwards belongs to a message that is not whole. Says
+    /// whether a message came to its end.
+    fn take(&mut self, mut bytes: &[u8]) -> bool {
+        let mut ended = false;
         while !bytes.is_empty() {
             if self.missing == 0 && self.have < PREFIX {
                 let taken = bytes.len().min(PREFIX - self.have);
@@ -48,7 +50,7 @@ impl Framing {
                 self.open += taken;
                 bytes = &bytes[taken..];
                 if self.have < PREFIX {
-                    return;
+                    return ended;
                 }
                 let [_, length @ ..] = self.prefix;
                 self.missing = u32::from_be_bytes(length) as usize;
@@ -59,8 +61,10 @@ impl Framing {
             bytes = &bytes[taken..];
             if self.missing == 0 {
                 (self.have, self.open) = (0, 0);
+                ended = true;
             }
         }
+        ended
     }
 }
 
@@ -109,12 +113,12 @@ impl Taken {
             Some(held) => held.merge(permit),
             none => *none = Some(permit),
         }
-        self.framing.take(&bytes);
+        // What is open after the end of a message belongs to the next one, which has just begun.
+        if self.framing.take(&bytes) {
+            self.deadline = None;
+        }
         if let Some(method) = &self.method {
             method.received(bytes.len());
-        }
-        if self.framing.open == 0 {
-            self.deadline = None;
         }
         bytes
     }
