@@ -8,7 +8,7 @@ use quorate_log::{DataDirectory, LogError, TailBudget};
 use quorate_metadata::RegisterBroker;
 use quorate_quorum::QuorumHandle;
 use quorate_record::Batch;
-use quorate_replication::{FollowerMessage, ProduceError, Produced, StreamId, Timing};
+use quorate_replication::{FollowerMessage, ProduceError, StreamId, Timing};
 use quorate_types::{
     BrokerEpoch, Endpoint, Incarnation, LeaderEpoch, NodeId, Offset, TopicPartition,
 };
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info_span};
 
 use crate::calls::{
-    FetchCall, FetchError, Fetched, ListedOffset, OffsetPosition, PendingProduce, ProduceCall,
+    FetchCall, FetchError, Fetched, ListedOffset, OffsetPosition, PendingProduce, ProduceCall, Waiter,
 };
 use crate::clock::{Clock, ControllerContact};
 use crate::fetch;
@@ -49,7 +49,8 @@ pub struct BrokerConfig {
     pub delete_grace: Duration,
     /// Its rack, if any.
     pub rack: Option<String>,
-    /// Bytes of batches that may wait for acknowledgement; further produces wait for room.
+    /// Bytes of batches that may wait for acknowledgement; further produces wait for room, and so
+    /// many bytes of those that come one by one, not in a stream.
     pub produce_bytes: usize,
     /// Bytes of answers to fetches that may be under way; further answers are small.
     pub fetch_bytes: usize,
@@ -87,6 +88,8 @@ struct Shared {
     produce_room: Arc<Semaphore>,
     produce_bytes: usize,
     room_wait: metrics::Histogram,
+    /// Bytes of produces that wait for room and are counted nowhere else.
+    produce_waiting: Semaphore,
     fetches: Fetches,
     fetch_room: Arc<Semaphore>,
     fetch_bytes: usize,
@@ -239,6 +242,7 @@ impl Broker {
                 contact,
                 produce_room: Arc::new(Semaphore::new(config.produce_bytes)),
                 produce_bytes: config.produce_bytes,
+                produce_waiting: Semaphore::new(config.produce_bytes),
                 room_wait: crate::metrics::room(),
                 fetches: Fetches::new(),
                 fetch_bytes: config.fetch_bytes,
@@ -258,21 +262,33 @@ impl Broker {
         })
     }
 
-    /// Room for a produce of `size` bytes that is on its way to another node; to be held until it
+    /// Room for a produce of `size` bytes, here or on its way to another node; to be held until it
     /// is answered.
     ///
     /// # Errors
-    /// [`ProduceError::Throttled`] where there is none within `patience`.
+    /// [`ProduceError::Throttled`] where there is none within `patience`, or too much waits already.
     pub async fn produce_room(
         &self,
         size: usize,
         patience: Duration,
+        waiter: Waiter,
     ) -> Result<OwnedSemaphorePermit, ProduceError> {
         let shared = &self.shared;
         let permits = u32::try_from(size.min(shared.produce_bytes)).unwrap_or(u32::MAX);
         if let Ok(permit) = Arc::clone(&shared.produce_room).try_acquire_many_owned(permits) {
             return Ok(permit);
         }
+        let refused = |error| {
+            crate::metrics::refused(&error);
+            Err(error)
+        };
+        let _counted = match waiter {
+            Waiter::OneByOne => None,
+            Waiter::Counted => match shared.produce_waiting.try_acquire_many(permits) {
+                Ok(counted) => Some(counted),
+                Err(_full) => return refused(ProduceError::Throttled),
+            },
+        };
         let begun = shared.clock.now();
         let room = Arc::clone(&shared.produce_room).acquire_many_owned(permits);
         let room = timeout(patience, room).await;
@@ -280,54 +296,44 @@ impl Broker {
         shared.room_wait.record(waited.as_secs_f64());
         match room {
             Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_closed)) => Err(ProduceError::LeadershipLost),
-            Err(_elapsed) => Err(ProduceError::Throttled),
+            Ok(Err(_closed)) => refused(ProduceError::LeadershipLost),
+            Err(_elapsed) => refused(ProduceError::Throttled),
         }
     }
 
-    /// Hands a batch to the leader and waits for the answer (R3).
-    ///
-    /// # Errors
-    /// [`ProduceError`]; bounded by the call's timeout.
-    pub async fn produce(&self, call: ProduceCall) -> Result<Produced, ProduceError> {
-        self.submit(call).await.wait().await
-    }
-
     /// Hands a batch to the leader, in the order of the calls that one task awaits one after the
-    /// other; waits only for room.
-    pub async fn submit(&self, mut call: ProduceCall) -> PendingProduce {
+    /// other; the batch has `room` already. The answer comes within the call's timeout (R3).
+    pub async fn submit(
+        &self,
+        mut call: ProduceCall,
+        room: OwnedSemaphorePermit,
+    ) -> PendingProduce {
         let shared = &self.shared;
         let (answer, pending) = oneshot::channel();
         let deadline = shared.clock.now() + call.timeout;
-        match self.produce_room(call.batch.size(), call.timeout).await {
-            Ok(permit) => {
-                let packed = self.under_topic_codec(&call.partition, call.batch, permit, deadline);
-                let (batch, permit) = match packed.await {
-                    Ok(packed) => packed,
-                    Err(error) => {
-                        crate::metrics::refused(&error);
-                        let _gone = answer.send(Err(error));
-                        return PendingProduce { answer: pending };
-                    }
-                };
+        let packed = self.under_topic_codec(&call.partition, call.batch, room, deadline);
+        let permit = match packed.await {
+            Ok((batch, permit)) => {
                 call.batch = batch;
-                // A plane that has stopped drops the mail, and with it the answer's sender.
-                shared
-                    .mailbox
-                    .send(Mail::Produce {
-                        call,
-                        deadline,
-                        answer,
-                        permit,
-                        sent: shared.clock.now(),
-                    })
-                    .await;
+                permit
             }
             Err(error) => {
                 crate::metrics::refused(&error);
                 let _gone = answer.send(Err(error));
+                return PendingProduce { answer: pending };
             }
-        }
+        };
+        // A plane that has stopped drops the mail, and with it the answer's sender.
+        shared
+            .mailbox
+            .send(Mail::Produce {
+                call,
+                deadline,
+                answer,
+                permit,
+                sent: shared.clock.now(),
+            })
+            .await;
         PendingProduce { answer: pending }
     }
 
@@ -369,7 +375,7 @@ impl Broker {
             Some(permit) => permit,
             None => {
                 let patience = deadline.saturating_sub(shared.clock.now());
-                self.produce_room(size, patience).await?
+                self.produce_room(size, patience, Waiter::Counted).await?
             }
         };
         Ok((batch, permit))

@@ -23,6 +23,15 @@ pub struct ProduceCall {
     pub current_epoch: Option<LeaderEpoch>,
 }
 
+/// What counts a produce while it waits for room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waiter {
+    /// Its caller waits with one at a time, and whoever received it counts it.
+    OneByOne,
+    /// Nothing else: above the bound of what may wait it is refused at once.
+    Counted,
+}
+
 /// A produce that has been handed to the leader, in order; await it for the answer.
 #[derive(Debug)]
 pub struct PendingProduce {

@@ -25,6 +25,7 @@ mod unmade;
 pub use broker::{Broker, BrokerConfig, BrokerError, Queue};
 pub use calls::{
     FetchCall, FetchError, Fetched, ListedOffset, OffsetPosition, PendingProduce, ProduceCall,
+    Waiter,
 };
 pub use hosted::HostedPartition;
 pub use lifecycle::{LifecycleConfig, ShutdownOutcome};

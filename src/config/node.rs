@@ -101,7 +101,7 @@ impl NodeSettings {
     /// A connection's share covers its buffers and the state of its idle streams; a stream's what one
     /// slow reader leaves in them. Both were measured and rounded up (`cluster-tests/tests/overload.rs`).
     pub fn memory_bound(&self) -> u64 {
-        let bytes = self.produce_bytes + self.fetch_bytes + self.tail_cache_bytes;
+        let bytes = 2 * self.produce_bytes + self.fetch_bytes + self.tail_cache_bytes;
         let connections = self.max_connections + INTERNAL_CONNECTIONS;
         BASE + bytes as u64
             + PORTS * self.request_bytes as u64

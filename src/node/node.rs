@@ -133,6 +133,7 @@ impl Node {
             handle.clone(),
             EdgeConfig {
                 default_timeout: settings.produce_timeout,
+                answer_timeout: settings.receive_timeout,
                 topic_defaults: settings.topic_defaults.clone(),
                 log_level: tools.log_level,
                 ..EdgeConfig::default()

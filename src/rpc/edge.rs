@@ -32,6 +32,8 @@ pub struct EdgeConfig {
     /// Settings of new topics that do not say otherwise.
     pub topic_defaults: BTreeMap<String, String>,
     /// Tells and changes what is logged, where the process lets it.
+    /// A stream of produces ends whose client has taken no answer for so long.
+    pub answer_timeout: Duration,
     pub log_level: Option<LogControl>,
 }
 
@@ -46,6 +48,7 @@ impl Default for EdgeConfig {
             topic_defaults: BTreeMap::new(),
             log_level: None,
         }
+            answer_timeout: Duration::from_secs(30),
     }
 }
 

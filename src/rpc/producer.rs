@@ -1,12 +1,8 @@
 //! `Producer`: batches on their way to the leader.
 
-use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use futures::future::BoxFuture;
-use futures::stream::FuturesUnordered;
-use futures::{Stream, StreamExt};
-use quorate_broker::{PendingProduce, ProduceCall};
+use quorate_broker::{PendingProduce, ProduceCall, Waiter};
 use quorate_proto::v1;
 use quorate_proto::v1::producer_client::ProducerClient;
 use quorate_proto::v1::producer_server::Producer;
@@ -14,19 +10,15 @@ use quorate_record::{Batch, BatchError, partition_for_key};
 use quorate_replication::{ProduceError, Produced};
 use quorate_types::{ErrorCode, LeaderEpoch, NodeId, PartitionId, Timestamp};
 use quorate_wire::ErrorInfo;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::channels::MESSAGE_BYTES;
 use crate::edge::{Edge, Located, Route, forward, forward_failed, is_forwarded};
-use crate::forwarding::Forwarding;
+use crate::produce_stream::{Answers, answers};
 use crate::records::records_to_batch;
 use crate::status::{from_status, invalid, produce_error, to_status};
-
-/// Requests of one stream that may wait for their answers.
-const IN_FLIGHT: usize = 1_024;
 
 /// A forwarded request has a little longer than its own time-out, so that the leader's answer wins.
 const FORWARD_GRACE: Duration = Duration::from_millis(500);
@@ -38,21 +30,20 @@ struct Prepared {
     request: v1::ProduceRequest,
 }
 
-impl Prepared {
-    /// The request as it goes on to the leader, and how long its answer may take.
-    fn onward(self) -> (v1::ProduceRequest, Duration) {
-        let mut request = self.request;
-        // The partition was chosen here: the leader must not choose another.
-        request.partition = Some(self.located.id.partition.to_signed());
-        (request, self.call.timeout + FORWARD_GRACE)
-    }
+/// A request for the leader at the other end, with the partition chosen.
+pub(crate) struct Onward {
+    pub(crate) request: v1::ProduceRequest,
+    /// How long its answer may take.
+    pub(crate) within: Duration,
+    pub(crate) leader: NodeId,
+    pub(crate) channel: Channel,
+    pub(crate) room: OwnedSemaphorePermit,
 }
 
 /// What a request has become.
-enum Started {
+pub(crate) enum Started {
     Pending(Located, PendingProduce),
-    /// For the leader at the other end.
-    Forward(Box<Prepared>, NodeId, Channel, OwnedSemaphorePermit),
+    Forward(Box<Onward>),
     Answered(Result<v1::ProduceResponse, ErrorInfo>),
 }
 
@@ -163,23 +154,54 @@ impl Edge {
         Ok(chosen.unwrap_or_else(|| self.sticky_partition(partitions)))
     }
 
-    /// Hands a request to the leader, in order; what this node leads is answered later.
-    async fn start(&self, request: v1::ProduceRequest, forwarded: bool) -> Started {
+    /// Hands a request to the leader, in order; what this node leads is answered later. Waits for
+    /// room at most; [`Waiter`] says what counts the request meanwhile.
+    pub(crate) async fn start(
+        &self,
+        request: v1::ProduceRequest,
+        forwarded: bool,
+        waiter: Waiter,
+    ) -> Started {
+        let begun = Instant::now();
         let prepared = match self.prepare(request) {
             Ok(prepared) => prepared,
             Err(error) => return Started::Answered(Err(error)),
         };
-        match self.route(&prepared.located, forwarded) {
-            Err(error) => Started::Answered(Err(error)),
-            Ok(Route::Here) => {
-                let pending = self.broker().submit(prepared.call).await;
-                Started::Pending(prepared.located, pending)
+        let route = match self.route(&prepared.located, forwarded) {
+            Ok(route) => route,
+            Err(error) => return Started::Answered(Err(error)),
+        };
+        // Of the request and the batch that was made of it only one is kept while it waits.
+        let Prepared {
+            located,
+            mut call,
+            mut request,
+        } = prepared;
+        let (size, patience) = (call.batch.size(), call.timeout);
+        match route {
+            Route::Here => {
+                drop(request);
+                match self.broker().produce_room(size, patience, waiter).await {
+                    Ok(room) => {
+                        call.timeout = patience.saturating_sub(begun.elapsed());
+                        Started::Pending(located, self.broker().submit(call, room).await)
+                    }
+                    Err(error) => Started::Answered(Err(produce_error(&error))),
+                }
             }
-            Ok(Route::There(leader, channel)) => {
+            Route::There(leader, channel) => {
+                drop(call);
+                // The partition was chosen here: the leader must not choose another.
+                request.partition = Some(located.id.partition.to_signed());
                 // What waits for another node takes memory here too.
-                let (size, patience) = (prepared.call.batch.size(), prepared.call.timeout);
-                match self.broker().produce_room(size, patience).await {
-                    Ok(room) => Started::Forward(Box::new(prepared), leader, channel, room),
+                match self.broker().produce_room(size, patience, waiter).await {
+                    Ok(room) => Started::Forward(Box::new(Onward {
+                        request,
+                        within: patience + FORWARD_GRACE,
+                        leader,
+                        channel,
+                        room,
+                    })),
                     Err(error) => Started::Answered(Err(produce_error(&error))),
                 }
             }
@@ -187,12 +209,14 @@ impl Edge {
     }
 
     /// Sends a request on to its leader. Never a second try: it may have arrived (R11).
-    async fn forward_produce(
-        &self,
-        prepared: Prepared,
-        channel: Channel,
-    ) -> Result<v1::ProduceResponse, ErrorInfo> {
-        let (request, within) = prepared.onward();
+    async fn forward_produce(&self, onward: Onward) -> Result<v1::ProduceResponse, ErrorInfo> {
+        let Onward {
+            request,
+            within,
+            channel,
+            room: _room,
+            ..
+        } = onward;
         let mut client = ProducerClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES)
             .max_encoding_message_size(MESSAGE_BYTES);
@@ -207,7 +231,7 @@ impl Edge {
         }
     }
 
-    fn finish(
+    pub(crate) fn finish(
         &self,
         located: &Located,
         result: Result<Produced, ProduceError>,
@@ -223,84 +247,11 @@ impl Edge {
         request: v1::ProduceRequest,
         forwarded: bool,
     ) -> Result<v1::ProduceResponse, ErrorInfo> {
-        match self.start(request, forwarded).await {
+        match self.start(request, forwarded, Waiter::Counted).await {
             Started::Answered(answer) => answer,
             Started::Pending(located, pending) => self.finish(&located, pending.wait().await),
-            Started::Forward(prepared, _, channel, _room) => {
-                self.forward_produce(*prepared, channel).await
-            }
+            Started::Forward(onward) => self.forward_produce(*onward).await,
         }
-    }
-
-    /// Answers one stream until it ends; requests are taken in order, answers come as decided.
-    async fn answer_stream(
-        self,
-        mut requests: Streaming<v1::ProduceStreamRequest>,
-        forwarded: bool,
-        answers: mpsc::Sender<Result<v1::ProduceStreamResponse, Status>>,
-    ) {
-        let mut pending: FuturesUnordered<BoxFuture<'static, _>> = FuturesUnordered::new();
-        let mut forwarding = Forwarding::default();
-        let mut open = true;
-        while open || !pending.is_empty() {
-            let answer = tokio::select! {
-                biased;
-                Some(answer) = pending.next(), if !pending.is_empty() => answer,
-                request = requests.message(), if open && pending.len() < IN_FLIGHT => {
-                    let Ok(Some(v1::ProduceStreamRequest { request_id, request })) = request else {
-                        open = false;
-                        continue;
-                    };
-                    match self.start(request.unwrap_or_default(), forwarded).await {
-                        Started::Answered(answer) => stream_response(request_id, answer),
-                        Started::Pending(located, waiting) => {
-                            let edge = self.clone();
-                            pending.push(Box::pin(async move {
-                                let answer = edge.finish(&located, waiting.wait().await);
-                                stream_response(request_id, answer)
-                            }));
-                            continue;
-                        }
-                        Started::Forward(prepared, leader, channel, room) => {
-                            let (request, within) = prepared.onward();
-                            let answer = forwarding.send(leader, channel, request, within).await;
-                            pending.push(Box::pin(async move {
-                                let answer = answer.await.unwrap_or_else(|_ended| {
-                                    let message = "the way to the leader ended";
-                                    Err(ErrorInfo::new(ErrorCode::RequestTimedOut, message))
-                                });
-                                drop(room);
-                                stream_response(request_id, answer)
-                            }));
-                            continue;
-                        }
-                    }
-                }
-            };
-            if answers.send(Ok(answer)).await.is_err() {
-                return;
-            }
-        }
-    }
-}
-
-fn stream_response(
-    request_id: u64,
-    answer: Result<v1::ProduceResponse, ErrorInfo>,
-) -> v1::ProduceStreamResponse {
-    use v1::produce_stream_response::Result as Answer;
-    let result = match answer {
-        Ok(response) => Answer::Response(response),
-        Err(error) => Answer::Error(v1::ProduceError {
-            reason: error.code.name().to_owned(),
-            retriable: error.code.is_retriable(),
-            message: error.message,
-            metadata: error.metadata.into_iter().collect(),
-        }),
-    };
-    v1::ProduceStreamResponse {
-        request_id,
-        result: Some(result),
     }
 }
 
@@ -315,21 +266,15 @@ impl Producer for Edge {
         answer.map(Response::new).map_err(|error| to_status(&error))
     }
 
-    type ProduceStreamStream =
-        Pin<Box<dyn Stream<Item = Result<v1::ProduceStreamResponse, Status>> + Send>>;
+    type ProduceStreamStream = Answers;
 
     async fn produce_stream(
         &self,
         request: Request<Streaming<v1::ProduceStreamRequest>>,
     ) -> Result<Response<Self::ProduceStreamStream>, Status> {
         let forwarded = is_forwarded(&request);
-        let (answers, outgoing) = mpsc::channel(64);
-        // Ends when the client ends its side, or stops reading.
-        tokio::spawn(
-            self.clone()
-                .answer_stream(request.into_inner(), forwarded, answers),
-        );
-        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+        let answers = answers(self.clone(), request.into_inner(), forwarded);
+        Ok(Response::new(answers))
     }
 
     async fn init_producer(
