@@ -32,17 +32,29 @@ use tonic::transport::{Channel, Endpoint as Address};
 const TOPIC: &str = "flooded";
 const MIB: u64 = 1 << 20;
 
-/// A disk that takes its time, and little memory: what waits for the disk fills it.
-const SETTINGS: [&str; 8] = [
-    "--test-fsync-delay-ms",
-    "50",
-    "--produce-bytes",
-    "32MiB",
-    "--request-bytes",
-    "32MiB",
-    "--fetch-bytes",
-    "32MiB",
-];
+/// Connections and streams beside those that the test opens by the hundred.
+const SPARE: usize = 64;
+
+/// A disk that takes its time, and little memory: what waits for the disk fills it. Little more may
+/// be open than the test opens, so that the bound is one.
+fn settings(connections: usize, consumers: usize) -> Vec<String> {
+    let pairs = [
+        ("--test-fsync-delay-ms", "50".to_owned()),
+        ("--produce-bytes", "32MiB".to_owned()),
+        ("--request-bytes", "32MiB".to_owned()),
+        ("--fetch-bytes", "32MiB".to_owned()),
+        ("--tail-cache-bytes", "32MiB".to_owned()),
+        (
+            "--max-connections",
+            (connections + consumers + SPARE).to_string(),
+        ),
+        ("--max-streams", (consumers + SPARE).to_string()),
+    ];
+    let pairs = pairs.into_iter();
+    pairs
+        .flat_map(|(name, value)| [name.to_owned(), value])
+        .collect()
+}
 
 fn scale(variable: &str, default: usize) -> usize {
     match std::env::var(variable) {
@@ -51,17 +63,17 @@ fn scale(variable: &str, default: usize) -> usize {
     }
 }
 
-/// What the settings above allow a node to take.
-fn bound() -> u64 {
+/// What the settings allow a node to take.
+fn bound(settings: &[String]) -> u64 {
     let needed = [
         ("node-id", "1"),
         ("data-dir", "."),
         ("controllers", "1@h:1"),
     ];
     let needed = needed.map(|(name, value)| (name, value.to_owned()));
-    let given = SETTINGS.chunks(2).map(|pair| {
+    let given = settings.chunks(2).map(|pair| {
         let key = quorate_config::Key::find(&pair[0][2..]).unwrap();
-        (key.name, pair[1].to_owned())
+        (key.name, pair[1].clone())
     });
     let layers = Layers::default()
         .flags(needed)
@@ -182,7 +194,9 @@ async fn more_than_a_node_can_take_leaves_it_well() {
     let (connections, consumers) = (scale("CONNECTIONS", 1_000), scale("SLOW", 100));
     let seconds = scale("SECONDS", 5) as u64;
     let binary = Path::new(env!("CARGO_BIN_EXE_quorate-under-test"));
-    let cluster = Cluster::start_with(binary, &SETTINGS).await;
+    let settings = settings(connections, consumers);
+    let given: Vec<&str> = settings.iter().map(String::as_str).collect();
+    let cluster = Cluster::start_with(binary, &given).await;
     let created = cluster
         .client
         .create_topic(TOPIC, 6, 3, BTreeMap::new())
@@ -237,7 +251,7 @@ async fn more_than_a_node_can_take_leaves_it_well() {
     }
     let refused = flooding.await.unwrap();
     let taken = acknowledged.load(Ordering::Relaxed) / MIB;
-    let bound = bound() / MIB;
+    let bound = bound(&settings) / MIB;
     println!(
         "{connections} connections, {consumers} slow consumers, {taken} MiB acknowledged, \
          {refused} requests refused; MiB a node: {start:?} at the start, {connected:?} with the \
