@@ -194,7 +194,7 @@ pub static KEYS: [Key; 31] = [
         "request-bytes",
         Kind::Bytes(MIB..=64 * GIB),
         Some("256MiB"),
-        "Bytes of requests that may be in reception at a port; above it they are refused",
+        "Bytes of produces that may be in reception at a port; above it they are refused",
     ),
     key(
         "fetch-bytes",

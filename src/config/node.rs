@@ -54,6 +54,9 @@ pub struct NodeSettings {
 /// Open connections of the nodes' port: a few come from each node.
 pub const INTERNAL_CONNECTIONS: usize = 1_024;
 
+/// Bytes of requests other than produces that may be in reception at a port.
+pub const OTHER_REQUEST_BYTES: usize = 16 << 20;
+
 const PORTS: u64 = 2;
 /// What a node takes before the first client, a connection and a long-lived stream (bytes).
 const BASE: u64 = 128 << 20;
@@ -104,7 +107,7 @@ impl NodeSettings {
         let bytes = 2 * self.produce_bytes + self.fetch_bytes + self.tail_cache_bytes;
         let connections = self.max_connections + INTERNAL_CONNECTIONS;
         BASE + bytes as u64
-            + PORTS * self.request_bytes as u64
+            + PORTS * (self.request_bytes + OTHER_REQUEST_BYTES) as u64
             + connections as u64 * CONNECTION
             + PORTS * self.max_streams as u64 * STREAM
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::Router;
-use quorate_config::{INTERNAL_CONNECTIONS, NodeSettings};
+use quorate_config::{INTERNAL_CONNECTIONS, NodeSettings, OTHER_REQUEST_BYTES};
 use quorate_proto::internal::controller_server::ControllerServer;
 use quorate_proto::internal::replication_server::ReplicationServer;
 use quorate_proto::v1::FILE_DESCRIPTOR_SET;
@@ -64,6 +64,7 @@ impl Port {
                 requests: settings.max_requests,
                 streams: settings.max_streams,
                 request_bytes: settings.request_bytes,
+                other_bytes: OTHER_REQUEST_BYTES,
                 receive: settings.receive_timeout,
             },
             streams_per_connection: settings.max_streams_per_connection,

@@ -1,5 +1,5 @@
-//! What a port lets in: so many requests at a time, so many streams, so many bytes of requests that
-//! are being received. Above a limit a request is refused at once, with a typed error, while others
+//! What a port lets in: so many requests at a time, until their answers have been handed to the
+//! connection; so many streams, so many bytes of requests that are being received. Above a limit a request is refused at once, with a typed error, while others
 //! go on: nothing queues without end (load shedding).
 
 use std::pin::Pin;
@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::error_handling::HandleErrorLayer;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use futures::future::BoxFuture;
@@ -17,8 +16,7 @@ use quorate_types::ErrorCode;
 use quorate_wire::ErrorInfo;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
-use tower::limit::GlobalConcurrencyLimitLayer;
-use tower::{BoxError, Layer, Service, ServiceBuilder};
+use tower::{Layer, Service};
 
 use crate::body::{Given, Taken};
 use crate::metrics::{Call, Method, Methods};
@@ -27,40 +25,32 @@ use crate::status::to_status;
 /// Bounds of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AdmissionLimits {
-    /// Requests that are being answered at a time, and so many long-lived streams beside them.
+    /// Requests at a time, from their heads to the ends of their answers, and so many long-lived
+    /// streams beside them.
     pub requests: usize,
     /// See there.
     pub streams: usize,
-    /// Bytes of messages that have been received in part, or not been decoded yet.
+    /// Bytes of produces that have been received in part, or not been decoded yet.
     pub request_bytes: usize,
+    /// The same of everything else: whoever produces does not keep others from asking.
+    pub other_bytes: usize,
     /// How long a message may take from its first byte to its last.
     pub receive: Duration,
 }
 
 /// The services behind the limits.
 pub fn limited(services: Router, port: &'static str, limits: AdmissionLimits) -> Router {
-    let layer = AdmissionLayer {
+    services.layer(AdmissionLayer {
         shared: Arc::new(Shared {
+            requests: Arc::new(Semaphore::new(limits.requests)),
             streams: Arc::new(Semaphore::new(limits.streams)),
             request_bytes: Arc::new(Semaphore::new(limits.request_bytes)),
+            other_bytes: Arc::new(Semaphore::new(limits.other_bytes)),
             methods: Methods::of(port),
             limits,
             port,
         }),
-    };
-    services.layer(
-        ServiceBuilder::new()
-            .layer(HandleErrorLayer::new(move |error: BoxError| async move {
-                crate::metrics::shed(port, "requests");
-                refusal(&overloaded(
-                    "too many requests at a time",
-                    &error.to_string(),
-                ))
-            }))
-            .load_shed()
-            .layer(GlobalConcurrencyLimitLayer::new(limits.requests))
-            .layer(layer),
-    )
+    })
 }
 
 pub(crate) fn overloaded(what: &str, why: &str) -> Status {
@@ -83,8 +73,10 @@ fn not_grpc(known: bool) -> Response {
 }
 
 struct Shared {
+    requests: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     request_bytes: Arc<Semaphore>,
+    other_bytes: Arc<Semaphore>,
     methods: Methods,
     limits: AdmissionLimits,
     port: &'static str,
@@ -113,19 +105,20 @@ struct Admission<S> {
 }
 
 impl<S> Admission<S> {
-    /// The place of a long-lived stream; none for other methods.
-    fn stream(&self, method: &Method) -> Result<Option<OwnedSemaphorePermit>, Status> {
-        if !method.streams {
-            return Ok(None);
-        }
-        match Arc::clone(&self.shared.streams).try_acquire_owned() {
-            Ok(permit) => Ok(Some(permit)),
-            Err(_) => {
-                crate::metrics::shed(self.shared.port, "streams");
-                let limit = format!("the limit is {}", self.shared.limits.streams);
-                Err(overloaded("too many streams", &limit))
-            }
-        }
+    /// The place of a call among the requests or the long-lived streams.
+    fn place(&self, method: &Method) -> Result<OwnedSemaphorePermit, Status> {
+        let Shared { limits, port, .. } = *self.shared;
+        let (places, most, name, what) = if method.streams {
+            let what = "too many streams";
+            (&self.shared.streams, limits.streams, "streams", what)
+        } else {
+            let what = "too many requests at a time";
+            (&self.shared.requests, limits.requests, "requests", what)
+        };
+        Arc::clone(places).try_acquire_owned().map_err(|_full| {
+            crate::metrics::shed(port, name);
+            overloaded(what, &format!("the limit is {most}"))
+        })
     }
 }
 
@@ -149,12 +142,16 @@ where
             let answer = not_grpc(method.is_known());
             return Box::pin(std::future::ready(Ok(answer)));
         }
-        let stream = match self.stream(&method) {
-            Ok(stream) => stream,
+        let place = match self.place(&method) {
+            Ok(place) => place,
             Err(status) => return Box::pin(std::future::ready(Ok(refusal(&status)))),
         };
         let mut observed = Call::begun(&method);
-        let room = Arc::clone(&self.shared.request_bytes);
+        let room = if method.produces {
+            Arc::clone(&self.shared.request_bytes)
+        } else {
+            Arc::clone(&self.shared.other_bytes)
+        };
         let receive = self.shared.limits.receive;
         let request = request.map(|body| Body::new(Taken::new(body, room, receive, Some(method))));
         let answer = self.inner.call(request);
@@ -162,7 +159,7 @@ where
             let mut response = answer.await?;
             let room = response.extensions_mut().remove::<ResponseRoom>();
             observed.answered(&response);
-            Ok(response.map(|body| Body::new(Given::new(body, stream, room, observed))))
+            Ok(response.map(|body| Body::new(Given::new(body, place, room, observed))))
         })
     }
 }
@@ -182,3 +179,45 @@ impl ResponseRoom {
 
 /// A pinned box of a future that is waited for inside a body.
 pub(crate) type Waiting<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+#[cfg(test)]
+mod tests {
+    use http_body::Body as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_keeps_its_place_until_it_has_been_read() {
+        let limits = AdmissionLimits {
+            requests: 2,
+            streams: 1,
+            request_bytes: 1 << 20,
+            other_bytes: 1 << 20,
+            receive: Duration::from_secs(1),
+        };
+        let router = Router::new().fallback(|| async { "an answer" });
+        let mut port = limited(router, "test", limits);
+        let mut ask = async || {
+            let request = http::Request::post("/quorate.v1.Admin/ListTopics");
+            let request = request.version(http::Version::HTTP_2);
+            let answer = Service::call(&mut port, request.body(Body::empty()).unwrap());
+            answer.await.unwrap()
+        };
+        let refused = |answer: &Response| answer.headers().contains_key("grpc-status");
+        let (mut first, second) = (ask().await, ask().await);
+        assert!(!refused(&first) && !refused(&second));
+        assert!(refused(&ask().await), "nobody has read the two");
+        loop {
+            let body = Pin::new(first.body_mut());
+            let mut body = body;
+            if std::future::poll_fn(|cx| body.as_mut().poll_frame(cx))
+                .await
+                .is_none()
+            {
+                break;
+            }
+        }
+        drop(first);
+        assert!(!refused(&ask().await));
+    }
+}

@@ -208,7 +208,7 @@ impl http_body::Body for Taken {
 pub(crate) struct Given {
     inner: Body,
     rest: Bytes,
-    _stream: Option<OwnedSemaphorePermit>,
+    _place: OwnedSemaphorePermit,
     _room: Option<ResponseRoom>,
     observed: Call,
 }
@@ -216,14 +216,14 @@ pub(crate) struct Given {
 impl Given {
     pub(crate) fn new(
         inner: Body,
-        stream: Option<OwnedSemaphorePermit>,
+        place: OwnedSemaphorePermit,
         room: Option<ResponseRoom>,
         observed: Call,
     ) -> Self {
         Self {
             inner,
             rest: Bytes::new(),
-            _stream: stream,
+            _place: place,
             _room: room,
             observed,
         }
@@ -355,5 +355,26 @@ mod tests {
         let late = next(&mut taken).await.unwrap().unwrap_err();
         let status = Status::from_error(late);
         assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
+    }
+
+    /// Each frame ends one message and begins the next, so that one is always open.
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_ends_in_time_is_no_reason_to_give_up_the_next() {
+        let head = vec![0, 0, 0, 0, 2, 1];
+        let tail_and_head = vec![2, 0, 0, 0, 0, 2, 1];
+        let pieces = std::iter::once(head).chain(std::iter::repeat_n(tail_and_head, 10));
+        let paced = tokio_stream::iter(pieces).then(|piece| async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Ok::<_, std::io::Error>(piece)
+        });
+        let body = Body::from_stream(Box::pin(paced).chain(tokio_stream::pending()));
+        let room = Arc::new(Semaphore::new(99));
+        let mut taken = Taken::new(body, room, Duration::from_secs(5), None);
+        for number in 0..11 {
+            let frame = next(&mut taken).await.unwrap();
+            assert!(frame.is_ok(), "frame {number}: {frame:?}");
+        }
+        // The last one does not end.
+        assert!(next(&mut taken).await.unwrap().is_err());
     }
 }

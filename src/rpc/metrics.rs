@@ -15,6 +15,11 @@ use tonic::Code;
 
 /// What every path counts as that is no method.
 const OTHER: &str = "other";
+/// The methods whose requests are records.
+const PRODUCES: [&str; 2] = [
+    "quorate.v1.Producer/Produce",
+    "quorate.v1.Producer/ProduceStream",
+];
 
 /// Says what the edge's metrics mean; once, when the recorder is there.
 pub fn describe() {
@@ -82,6 +87,8 @@ pub(crate) struct Method {
     name: String,
     /// Either side sends a stream: the call lives on.
     pub(crate) streams: bool,
+    /// Its requests are records.
+    pub(crate) produces: bool,
     ok: Counter,
     calls: Gauge,
     duration: Histogram,
@@ -103,6 +110,7 @@ impl Method {
             sent: counter!(
                 "quorate_grpc_response_bytes_total", "port" => port, "method" => name.clone()
             ),
+            produces: PRODUCES.contains(&name.as_str()),
             port,
             name,
             streams,
@@ -252,6 +260,8 @@ mod tests {
         let get = |path: &str| (methods.get(path).name.clone(), methods.get(path).streams);
         let produce = "quorate.v1.Producer/Produce".to_owned();
         assert_eq!(get("/quorate.v1.Producer/Produce"), (produce, false));
+        let all = methods.by_path.values();
+        assert_eq!(all.filter(|method| method.produces).count(), PRODUCES.len());
         let consume = "quorate.v1.Consumer/Consume".to_owned();
         assert_eq!(get("/quorate.v1.Consumer/Consume"), (consume, true));
         assert_eq!(
