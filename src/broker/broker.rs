@@ -20,10 +20,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info_span};
 
 use crate::calls::{
-    FetchCall, FetchError, Fetched, ListedOffset, OffsetPosition, PendingProduce, ProduceCall, Waiter,
+    FetchCall, FetchError, Fetched, Holder, ListedOffset, OffsetPosition, PendingProduce,
+    ProduceCall, Waiter,
 };
 use crate::clock::{Clock, ControllerContact};
 use crate::fetch;
+use crate::fetch_room::FetchRoom;
 use crate::hosted::{HostedPartition, Registry};
 use crate::leader_links::LeaderLinks;
 use crate::lifecycle::{Lifecycle, LifecycleConfig, ShutdownOutcome, is_active};
@@ -52,7 +54,7 @@ pub struct BrokerConfig {
     /// Bytes of batches that may wait for acknowledgement; further produces wait for room, and so
     /// many bytes of those that come one by one, not in a stream.
     pub produce_bytes: usize,
-    /// Bytes of answers to fetches that may be under way; further answers are small.
+    /// Bytes of answers to fetches that may be under way; further ones are small, then wait.
     pub fetch_bytes: usize,
     /// Bytes of the newest batches of all partitions together that are kept in memory.
     pub tail_cache_bytes: usize,
@@ -86,13 +88,12 @@ struct Shared {
     clock: Clock,
     contact: ControllerContact,
     produce_room: Arc<Semaphore>,
-    produce_bytes: usize,
-    room_wait: metrics::Histogram,
     /// Bytes of produces that wait for room and are counted nowhere else.
     produce_waiting: Semaphore,
+    produce_bytes: usize,
+    room_wait: metrics::Histogram,
     fetches: Fetches,
-    fetch_room: Arc<Semaphore>,
-    fetch_bytes: usize,
+    fetch_room: FetchRoom,
     tails: Arc<TailBudget>,
     /// Lookups by timestamp at a time.
     looking_up: Semaphore,
@@ -241,13 +242,12 @@ impl Broker {
                 clock,
                 contact,
                 produce_room: Arc::new(Semaphore::new(config.produce_bytes)),
-                produce_bytes: config.produce_bytes,
                 produce_waiting: Semaphore::new(config.produce_bytes),
+                produce_bytes: config.produce_bytes,
                 room_wait: crate::metrics::room(),
                 fetches: Fetches::new(),
-                fetch_bytes: config.fetch_bytes,
                 tails,
-                fetch_room: Arc::new(Semaphore::new(config.fetch_bytes)),
+                fetch_room: FetchRoom::new(config.fetch_bytes),
                 looking_up: Semaphore::new(LOOKING_UP),
                 recompressing: Semaphore::new(RECOMPRESSING),
                 next_stream: std::sync::atomic::AtomicU64::new(1),
@@ -396,10 +396,22 @@ impl Broker {
         fetch::fetch(hosted, room, fetches, &shared.mailbox, call).await
     }
 
-    /// Room for an answer of `size` bytes that has come from another node; small ones need none,
-    /// and what is there already is not refused for want of it.
-    pub async fn fetch_room(&self, size: usize) -> Option<OwnedSemaphorePermit> {
-        fetch::room_for(&self.shared.fetch_room, size).await
+    /// Room for an answer of `size` bytes that has come from another node.
+    ///
+    /// # Errors
+    /// [`FetchError::Throttled`] where there is none in time.
+    pub async fn fetch_room(
+        &self,
+        size: usize,
+        holder: Holder,
+    ) -> Result<Option<OwnedSemaphorePermit>, FetchError> {
+        self.shared.fetch_room.exactly(size, holder).await
+    }
+
+    /// Room for up to `wanted` bytes that a stream makes of what it has fetched: at least 64 KiB,
+    /// which are its own share and are not counted.
+    pub fn stream_room(&self, wanted: usize) -> (usize, Option<OwnedSemaphorePermit>) {
+        self.shared.fetch_room.share(wanted)
     }
 
     /// Looks an offset up.
@@ -457,8 +469,8 @@ impl Broker {
             },
             Queue {
                 name: "fetch_bytes",
-                used: used(&shared.fetch_room, shared.fetch_bytes),
-                limit: shared.fetch_bytes,
+                used: shared.fetch_room.used(),
+                limit: shared.fetch_room.limit(),
             },
             Queue {
                 name: "tail_cache_bytes",

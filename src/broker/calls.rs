@@ -50,6 +50,15 @@ impl PendingProduce {
     }
 }
 
+/// Who holds what a fetch gives, until the client has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// An answer of its own.
+    Answer,
+    /// A stream, which has a share of memory of its own: answers of up to 64 KiB take no room.
+    Stream,
+}
+
 /// A long poll for records of one partition.
 #[derive(Debug, Clone)]
 pub struct FetchCall {
@@ -67,6 +76,8 @@ pub struct FetchCall {
     pub current_epoch: Option<LeaderEpoch>,
     /// The epoch of the record before `offset` as the caller read it (KIP-320).
     pub last_fetched_epoch: Option<LeaderEpoch>,
+    /// Who holds the answer.
+    pub holder: Holder,
 }
 
 /// What a fetch found.
@@ -83,7 +94,7 @@ pub struct Fetched {
     /// Where the caller's history and this log part; then there are no bytes.
     pub diverging: Option<(LeaderEpoch, Offset)>,
     /// The room that the bytes take; to be held for as long as they are in memory. Small answers
-    /// take none.
+    /// of streams take none.
     pub room: Option<OwnedSemaphorePermit>,
 }
 
@@ -118,6 +129,9 @@ pub enum FetchError {
     /// A new leader does not know yet what is committed (R10).
     #[error("the new leader does not know the high watermark yet")]
     OffsetNotAvailable,
+    /// There is no memory for the answer, as others do not take theirs.
+    #[error("no memory for the answer: try again later (`fetch-bytes`)")]
+    Throttled,
     /// The disk failed, or what it returned is corrupt.
     #[error("the log could not be read: {0}")]
     Storage(String),
@@ -132,6 +146,7 @@ impl FetchError {
             Self::UnknownEpoch { .. } => ErrorCode::UnknownLeaderEpoch,
             Self::OutOfRange { .. } => ErrorCode::OffsetOutOfRange,
             Self::OffsetNotAvailable => ErrorCode::OffsetNotAvailable,
+            Self::Throttled => ErrorCode::ThrottlingQuotaExceeded,
             Self::Storage(_) => ErrorCode::KafkaStorageError,
         }
     }

@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use bytes::Bytes;
 use quorate_log::ReadError;
 use quorate_record::Batch;
 use quorate_types::{LeaderEpoch, Offset};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
 
 use crate::calls::{FetchCall, FetchError, Fetched, ListedOffset, OffsetPosition};
+use crate::fetch_room::{FetchRoom, shrink};
 use crate::hosted::{Hosted, Published};
 use crate::mailbox::{Mail, Mailbox};
 use crate::metrics::Fetches;
@@ -45,38 +45,9 @@ fn divergence(
     (epoch != last || end < call.offset).then_some((epoch, end))
 }
 
-/// An answer of so many bytes needs no room: what a connection buffers anyway.
-const FREE: usize = 64 << 10;
-/// How long an answer that another node has given waits for room.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Room for `wanted` bytes, for less where there is not so much left, for [`FREE`] bytes always: an
-/// answer becomes smaller before it is refused.
-fn reserve(room: &Arc<Semaphore>, wanted: usize) -> (usize, Option<OwnedSemaphorePermit>) {
-    let mut wanted = wanted;
-    while wanted > FREE {
-        let permits = u32::try_from(wanted).unwrap_or(u32::MAX);
-        if let Ok(permit) = Arc::clone(room).try_acquire_many_owned(permits) {
-            return (wanted, Some(permit));
-        }
-        wanted /= 2;
-    }
-    (wanted, None)
-}
-
-/// Room for bytes that are there already: waited for, but not for long.
-pub(crate) async fn room_for(room: &Arc<Semaphore>, size: usize) -> Option<OwnedSemaphorePermit> {
-    if size <= FREE {
-        return None;
-    }
-    let permits = u32::try_from(size).unwrap_or(u32::MAX);
-    let room = Arc::clone(room).acquire_many_owned(permits);
-    timeout(PATIENCE, room).await.ok()?.ok()
-}
-
 pub(crate) async fn fetch(
     hosted: Arc<Hosted>,
-    room: &Arc<Semaphore>,
+    room: &FetchRoom,
     fetches: &Fetches,
     mailbox: &Mailbox,
     mut call: FetchCall,
@@ -106,13 +77,23 @@ pub(crate) async fn fetch(
             });
         }
         let (bytes, room) = if call.offset < state.high_watermark {
-            let (granted, mut room) = reserve(room, asked);
+            let (granted, mut held) = room.reserve(asked, call.holder).await?;
             call.max_bytes = granted;
-            let bytes = read(&hosted, fetches, mailbox, &call, state.high_watermark).await?;
-            if let Some(room) = &mut room {
-                drop(room.split(granted.saturating_sub(bytes.len())));
+            let mut bytes = read(&hosted, fetches, mailbox, &call, state.high_watermark).await?;
+            let size = bytes.len();
+            if size > granted {
+                // One batch that is larger than what was asked for. What waits holds no bytes.
+                drop(held.take());
+                held = room.try_exactly(size);
+                if held.is_none() {
+                    drop(bytes);
+                    held = room.exactly(size, call.holder).await?;
+                    call.max_bytes = size;
+                    bytes = read(&hosted, fetches, mailbox, &call, state.high_watermark).await?;
+                }
             }
-            (bytes, room)
+            shrink(&mut held, bytes.len());
+            (bytes, held)
         } else {
             (Bytes::new(), None)
         };
@@ -214,7 +195,10 @@ pub(crate) async fn list_offset(
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::calls::Holder;
     use crate::hosted::Registry;
     use crate::mailbox::mailbox;
     use quorate_log::{LogOptions, OsDir, PartitionLog, RecoveryContext, SlowDir};
@@ -252,6 +236,7 @@ mod tests {
             max_wait: Duration::ZERO,
             current_epoch: None,
             last_fetched_epoch: None,
+            holder: Holder::Answer,
         };
         let up_to = Offset::new(1);
         for taken in [true, false] {

@@ -10,6 +10,7 @@ mod broker;
 mod calls;
 mod clock;
 mod fetch;
+mod fetch_room;
 mod hosted;
 mod hosting;
 mod leader_links;
@@ -24,8 +25,8 @@ mod unmade;
 
 pub use broker::{Broker, BrokerConfig, BrokerError, Queue};
 pub use calls::{
-    FetchCall, FetchError, Fetched, ListedOffset, OffsetPosition, PendingProduce, ProduceCall,
-    Waiter,
+    FetchCall, FetchError, Fetched, Holder, ListedOffset, OffsetPosition, PendingProduce,
+    ProduceCall, Waiter,
 };
 pub use hosted::HostedPartition;
 pub use lifecycle::{LifecycleConfig, ShutdownOutcome};

@@ -200,7 +200,7 @@ pub static KEYS: [Key; 31] = [
         "fetch-bytes",
         Kind::Bytes(MIB..=64 * GIB),
         Some("256MiB"),
-        "Bytes of answers to reads that may be under way; above it answers become small",
+        "Bytes of answers to reads that may be under way; above it they become small, then wait",
     ),
     key(
         "tail-cache-bytes",

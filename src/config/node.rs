@@ -61,7 +61,7 @@ const PORTS: u64 = 2;
 /// What a node takes before the first client, a connection and a long-lived stream (bytes).
 const BASE: u64 = 128 << 20;
 const CONNECTION: u64 = 48 << 10;
-const STREAM: u64 = 192 << 10;
+const STREAM: u64 = 320 << 10;
 
 impl NodeSettings {
     /// A node with every other setting at its default.
@@ -101,8 +101,10 @@ impl NodeSettings {
     /// partitions, by these settings; indexes and producers' states of its partitions come to it.
     /// Each port has the limits of a port for itself.
     ///
-    /// A connection's share covers its buffers and the state of its idle streams; a stream's what one
-    /// slow reader leaves in them. Both were measured and rounded up (`cluster-tests/tests/overload.rs`).
+    /// A connection's share covers its buffers and the state of its idle streams; it was measured
+    /// and rounded up (`cluster-tests/tests/overload.rs`). A stream's covers four answers of 64 KiB
+    /// that a slow reader leaves untaken (`src/rpc/consume.rs`) and its state. Produces count twice:
+    /// so many may wait for their acknowledgement, and as many for room.
     pub fn memory_bound(&self) -> u64 {
         let bytes = 2 * self.produce_bytes + self.fetch_bytes + self.tail_cache_bytes;
         let connections = self.max_connections + INTERNAL_CONNECTIONS;

@@ -7,6 +7,8 @@
 mod error;
 mod figures;
 mod node;
+#[cfg(test)]
+mod overload_tests;
 mod serve;
 #[cfg(test)]
 mod tests;

@@ -51,7 +51,7 @@ pub struct Node {
     settings: NodeSettings,
     directory: Arc<DataDirectory>,
     quorum: Quorum,
-    broker: Broker,
+    pub(crate) broker: Broker,
     client_address: SocketAddr,
     clients: Part,
     internal: Part,
@@ -134,6 +134,8 @@ impl Node {
             EdgeConfig {
                 default_timeout: settings.produce_timeout,
                 answer_timeout: settings.receive_timeout,
+                // Each node forwards to few others: most of their places stay free.
+                forwarded_polls: (settings.max_requests / 16).max(1),
                 topic_defaults: settings.topic_defaults.clone(),
                 log_level: tools.log_level,
                 ..EdgeConfig::default()

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use quorate_broker::Broker;
 use quorate_config::NodeSettings;
 use quorate_log::DataDirectory;
 use quorate_proto::v1;
@@ -17,17 +18,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Node, NodeError, NodeTools};
 
-const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 /// Bytes of produces that may wait at a node: little, so that a test fills it.
-const ROOM: usize = 256 << 10;
+pub(crate) const ROOM: usize = 256 << 10;
 
-struct Running {
+pub(crate) struct Running {
     stop: CancellationToken,
     task: JoinHandle<Result<(), NodeError>>,
+    pub(crate) broker: Broker,
 }
 
 /// Ports that the kernel has just given, each node on an address of its own.
-fn plan(count: u32) -> Vec<(NodeId, Endpoint, Endpoint)> {
+pub(crate) fn plan(count: u32) -> Vec<(NodeId, Endpoint, Endpoint)> {
     let free = |host: &str| {
         let listener = std::net::TcpListener::bind((host, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -50,13 +52,21 @@ fn plan(count: u32) -> Vec<(NodeId, Endpoint, Endpoint)> {
 }
 
 async fn start(plan: &[(NodeId, Endpoint, Endpoint)], root: &Path) -> Vec<Running> {
+    start_with(plan, root, |_| {}).await
+}
+
+pub(crate) async fn start_with(
+    plan: &[(NodeId, Endpoint, Endpoint)],
+    root: &Path,
+    change: impl Fn(&mut NodeSettings),
+) -> Vec<Running> {
     let controllers: Vec<_> = plan
         .iter()
         .map(|(id, _, internal)| (*id, internal.clone()))
         .collect();
     let mut running = Vec::new();
     for (id, client, internal) in plan {
-        let settings = NodeSettings {
+        let mut settings = NodeSettings {
             snapshot_every_entries: 100,
             snapshot_keep_entries: 10,
             produce_bytes: ROOM,
@@ -68,15 +78,16 @@ async fn start(plan: &[(NodeId, Endpoint, Endpoint)], root: &Path) -> Vec<Runnin
                 internal.clone(),
             )
         };
+        change(&mut settings);
         let node = Node::start(settings, NodeTools::default()).await.unwrap();
-        let stop = CancellationToken::new();
+        let (stop, broker) = (CancellationToken::new(), node.broker.clone());
         let task = tokio::spawn(node.run(stop.clone()));
-        running.push(Running { stop, task });
+        running.push(Running { stop, task, broker });
     }
     running
 }
 
-async fn stop(running: Vec<Running>) {
+pub(crate) async fn stop(running: Vec<Running>) {
     for node in &running {
         node.stop.cancel();
     }
@@ -86,7 +97,7 @@ async fn stop(running: Vec<Running>) {
 }
 
 /// Tries until it succeeds; the last error is told when time is up.
-async fn eventually<T, F>(what: &str, mut attempt: impl FnMut() -> F) -> T
+pub(crate) async fn eventually<T, F>(what: &str, mut attempt: impl FnMut() -> F) -> T
 where
     F: Future<Output = Result<T, String>>,
 {
@@ -101,18 +112,26 @@ where
     }
 }
 
-fn url(endpoint: &Endpoint) -> String {
+pub(crate) fn url(endpoint: &Endpoint) -> String {
     format!("http://{endpoint}")
 }
 
-async fn create(at: &Endpoint) -> Result<v1::TopicDescription, String> {
+pub(crate) async fn create(at: &Endpoint) -> Result<v1::TopicDescription, String> {
+    create_of(at, 6, 3).await
+}
+
+pub(crate) async fn create_of(
+    at: &Endpoint,
+    partitions: u32,
+    replicas: u32,
+) -> Result<v1::TopicDescription, String> {
     let mut admin = AdminClient::connect(url(at))
         .await
         .map_err(|e| e.to_string())?;
     let request = v1::CreateTopicRequest {
         name: "t".into(),
-        partitions: 6,
-        replication_factor: 3,
+        partitions,
+        replication_factor: replicas,
         ..Default::default()
     };
     match admin.create_topic(request).await {
@@ -175,56 +194,6 @@ async fn read(at: &Endpoint, partition: i32) -> Result<Vec<String>, String> {
         }
     }
     Ok(values)
-}
-
-/// What waits for room must not keep from going on what holds it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_of_forwards_that_fills_the_room_goes_on() {
-    const COUNT: u64 = 100;
-    let root = tempfile::tempdir().unwrap();
-    let plan = plan(3);
-    let running = start(&plan, root.path()).await;
-    let at = plan[0].1.clone();
-    eventually("a topic", || create(&at)).await;
-    let (requests, outgoing) = tokio::sync::mpsc::channel(COUNT as usize);
-    for number in 0..COUNT {
-        let record = v1::Record {
-            value: Some(vec![7; ROOM / 10].into()),
-            ..v1::Record::default()
-        };
-        let records = v1::RecordList {
-            records: vec![record],
-        };
-        let request = v1::ProduceRequest {
-            topic: "t".into(),
-            partition: Some((number % 6) as i32),
-            payload: Some(v1::produce_request::Payload::Records(records)),
-            ..Default::default()
-        };
-        let request = v1::ProduceStreamRequest {
-            request_id: number,
-            request: Some(request),
-        };
-        requests.send(request).await.unwrap();
-    }
-    drop(requests);
-    let mut client = ProducerClient::connect(url(&at)).await.unwrap();
-    let outgoing = tokio_stream::wrappers::ReceiverStream::new(outgoing);
-    let mut answers = client.produce_stream(outgoing).await.unwrap().into_inner();
-    let answered = tokio::time::timeout(DEADLINE / 2, async {
-        let mut count = 0;
-        while let Some(answer) = answers.message().await.unwrap() {
-            let ok = matches!(
-                answer.result,
-                Some(v1::produce_stream_response::Result::Response(_))
-            );
-            assert!(ok, "{answer:?}");
-            count += 1;
-        }
-        count
-    });
-    assert_eq!(answered.await, Ok(COUNT));
-    stop(running).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,51 +1,45 @@
 //! `Consumer.Consume`: one stream of records from any node, whoever leads. Each partition is read
-//! by a loop of fetches, here or at its leader, that outlives changes of leadership; nothing is
-//! read ahead of what the client takes but one fetch a partition.
+//! by a loop of fetches, here or at its leader, that outlives changes of leadership. Nothing is read
+//! ahead of what the client takes but one fetch of a few partitions: one that has something to read
+//! takes a turn, those that wait for records do not.
 
-use std::collections::{BTreeSet, VecDeque};
+mod take;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::stream::{self, BoxStream, StreamExt};
+use quorate_broker::Holder;
 use quorate_proto::v1;
-use quorate_record::{Batch, BatchError, Compression};
 use quorate_types::{ErrorCode, LeaderEpoch, Offset, PartitionId, TopicId};
 use quorate_wire::ErrorInfo;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 
 use crate::edge::Edge;
-use crate::records::{Decoded, decode_batch};
+use crate::starts::{Start, starts};
 use crate::status::{from_status, invalid, to_status};
 
-/// Partitions of one stream.
-const PARTITIONS_MAX: usize = 1_024;
+/// Partitions of one stream that may be read at a time, and read but not taken by the client. Each
+/// takes 64 KiB at least, which is the stream's own share of memory (`STREAM` in
+/// `src/config/node.rs`); what is more has room.
+const READING: usize = 4;
 /// Bytes of one fetch for a stream that takes its time, and for one that keeps up.
 const CHUNK: (u32, u32) = (64 << 10, 512 << 10);
 /// The most that a request may ask for a response.
 const CHUNK_ASKED: u32 = 8 << 20;
-/// Records of one response: what common clients take by default is 4 MiB a message.
-const RESPONSE_BYTES: usize = 1 << 20;
-/// Records that wait decoded in one go; of a larger batch the rest is read again.
-const READY_BYTES: usize = 4 << 20;
 /// Who takes the next response so soon keeps up; who takes so long does not.
 const PACE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(200));
 /// How long a leader waits for records before it is asked again.
-const POLL: Duration = Duration::from_secs(5);
+const POLL_MS: u32 = 5_000;
 /// Pause between tries: first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
 
 /// The stream of one call.
 pub(crate) type Consumed = BoxStream<'static, Result<v1::ConsumeResponse, Status>>;
-
-/// Where a partition begins.
-#[derive(Debug, Clone, Copy)]
-enum Start {
-    Offset(Offset, Option<LeaderEpoch>),
-    Position(v1::Position),
-    Timestamp(i64),
-}
 
 impl Edge {
     /// Checks a request and begins its stream.
@@ -61,6 +55,8 @@ impl Edge {
             0 => CHUNK.1,
             asked => asked.min(CHUNK_ASKED),
         };
+        let turns = Arc::new(Semaphore::new(READING));
+        let few = starts.len() <= READING;
         let readers = starts.into_iter().map(|(partition, start)| {
             let reader = PartitionReader {
                 edge: self.clone(),
@@ -78,7 +74,12 @@ impl Edge {
                 ready: VecDeque::new(),
                 given: None,
                 told: false,
+                high_watermark: Offset::ZERO,
+                turns: Arc::clone(&turns),
+                few,
+                turn: None,
                 room: None,
+                decoded_room: None,
             };
             stream::unfold(Some(reader), |reader| async move {
                 let mut reader = reader?;
@@ -100,71 +101,6 @@ impl Edge {
     }
 }
 
-/// The partitions of a request, each with its place.
-fn starts(
-    request: &v1::ConsumeRequest,
-    count: u32,
-) -> Result<Vec<(PartitionId, Start)>, ErrorInfo> {
-    use v1::consume_request::Start as Common;
-    use v1::partition_start::Start as Own;
-    let bad = |message: String| ErrorInfo::new(ErrorCode::InvalidRequest, message);
-    let position = |number: i32| {
-        let position = v1::Position::try_from(number);
-        position.map_err(|_| bad(format!("{number} is no position")))
-    };
-    let common = match request.start {
-        Some(Common::Position(number)) => Start::Position(position(number)?),
-        Some(Common::TimestampMs(at)) => Start::Timestamp(at),
-        None => Start::Position(v1::Position::Latest),
-    };
-    if request.partitions.is_empty() {
-        if count as usize > PARTITIONS_MAX {
-            return Err(bad(format!(
-                "the topic has {count} partitions, one stream reads {PARTITIONS_MAX} at most: name \
-                 some"
-            )));
-        }
-        let all = (0..count).map(|number| (PartitionId::new(number), common));
-        return Ok(all.collect());
-    }
-    if request.partitions.len() > PARTITIONS_MAX {
-        return Err(bad(format!(
-            "{} partitions: one stream reads {PARTITIONS_MAX} at most",
-            request.partitions.len()
-        )));
-    }
-    let mut seen = BTreeSet::new();
-    let mut starts = Vec::with_capacity(request.partitions.len());
-    for named in &request.partitions {
-        let partition = Edge::partition(named.partition)?;
-        if partition.get() >= count {
-            return Err(ErrorInfo::new(
-                ErrorCode::UnknownTopicOrPartition,
-                format!(
-                    "topic {} has {count} partitions, no {partition}",
-                    request.topic
-                ),
-            ));
-        }
-        if !seen.insert(partition) {
-            return Err(bad(format!("partition {partition} is named twice")));
-        }
-        let start = match named.start {
-            Some(Own::Offset(offset)) => {
-                let offset = Offset::from_signed(offset).map_err(|error| bad(error.to_string()))?;
-                let epoch = named.last_fetched_epoch.map(LeaderEpoch::from_signed);
-                let epoch = epoch.transpose().map_err(|error| bad(error.to_string()))?;
-                Start::Offset(offset, epoch)
-            }
-            Some(Own::Position(number)) => Start::Position(position(number)?),
-            Some(Own::TimestampMs(at)) => Start::Timestamp(at),
-            None => common,
-        };
-        starts.push((partition, start));
-    }
-    Ok(starts)
-}
-
 /// Reads one partition on and on.
 struct PartitionReader {
     edge: Edge,
@@ -184,8 +120,16 @@ struct PartitionReader {
     ready: VecDeque<v1::ConsumeResponse>,
     given: Option<Instant>,
     told: bool,
-    /// What the last fetch takes, until the client has taken it.
+    /// As the last answer told it: what is below is read, what is above is waited for.
+    high_watermark: Offset,
+    /// The stream's turns to read; each partition can have one where they are few.
+    turns: Arc<Semaphore>,
+    few: bool,
+    /// This one's, until the client has taken what was read.
+    turn: Option<OwnedSemaphorePermit>,
+    /// What the last fetch takes, until the client has taken it, and what was made of it.
     room: Option<OwnedSemaphorePermit>,
+    decoded_room: Option<OwnedSemaphorePermit>,
 }
 
 impl PartitionReader {
@@ -199,18 +143,31 @@ impl PartitionReader {
                 self.told = true;
                 return Ok(Some(response));
             }
-            self.room = None;
+            self.let_go();
             if self.told && self.until.is_some_and(|end| self.next >= end) {
                 return Ok(None);
             }
             match self.read_on().await {
                 Ok(()) => backoff = RETRY.0,
                 Err(error) if error.code.is_retriable() && self.exists() => {
+                    self.let_go();
                     sleep(backoff).await;
                     backoff = (backoff * 2).min(RETRY.1);
                 }
                 Err(error) => return Err(self.place(error)),
             }
+        }
+    }
+
+    fn let_go(&mut self) {
+        (self.room, self.decoded_room, self.turn) = (None, None, None);
+    }
+
+    /// A turn to read, in the order of asking.
+    async fn take_turn(&mut self) {
+        if self.turn.is_none() {
+            // Nobody closes it.
+            self.turn = Arc::clone(&self.turns).acquire_owned().await.ok();
         }
     }
 
@@ -245,6 +202,7 @@ impl PartitionReader {
 
     async fn read_on(&mut self) -> Result<(), ErrorInfo> {
         if let Some(start) = self.start {
+            self.take_turn().await;
             (self.next, self.last_epoch) = self.find(start).await?;
             if self.until_end {
                 let end = self.look_up(latest()).await?;
@@ -252,27 +210,48 @@ impl PartitionReader {
             }
             self.start = None;
         }
-        let live = self.until.is_none_or(|end| self.next < end);
+        // The first answer says where reading begins, whether there is something or not.
+        let waits = self.told && self.next >= self.high_watermark;
+        if self.few || !waits {
+            self.take_turn().await;
+        }
         let request = v1::FetchRequest {
             topic: self.topic.clone(),
             topic_id: Some(self.topic_id.as_bytes().to_vec().into()),
             partition: self.partition.to_signed(),
             offset: self.next.to_signed(),
-            max_bytes: self.chunk,
-            // The first answer says where reading begins, whether there is something or not.
-            min_bytes: u32::from(self.told && live),
-            max_wait_ms: u32::try_from(POLL.as_millis()).unwrap_or(u32::MAX),
+            max_bytes: match self.turn {
+                Some(_) => self.chunk,
+                None => self.chunk.min(CHUNK.0),
+            },
+            min_bytes: u32::from(waits),
+            max_wait_ms: if waits { POLL_MS } else { 0 },
             current_leader_epoch: None,
             last_fetched_epoch: self.last_epoch.map(LeaderEpoch::to_signed),
         };
         // On a task of its own: a client that does not take what is there must not leave it on the
         // connection to another node, where it would stand in the way of everybody else's.
         let edge = self.edge.clone();
-        let fetching = tokio::spawn(async move { edge.fetch_anywhere(request, false).await });
+        let fetching =
+            tokio::spawn(async move { edge.fetch_anywhere(request, false, Holder::Stream).await });
         let fetched = AbortOnDropHandle::new(fetching).await.map_err(|_ended| {
             ErrorInfo::new(ErrorCode::LeaderNotAvailable, "the fetch was given up")
         })?;
         let (fetched, room) = fetched.map_err(|status| told(&status))?;
+        let high_watermark = Offset::from_signed(fetched.high_watermark).unwrap_or_default();
+        self.high_watermark = if fetched.batches.is_empty() {
+            // Whatever was told: what is not given now is waited for.
+            high_watermark.min(self.next)
+        } else {
+            high_watermark
+        };
+        if self.turn.is_none() && !fetched.batches.is_empty() {
+            match Arc::clone(&self.turns).try_acquire_owned() {
+                Ok(turn) => self.turn = Some(turn),
+                // Others are to be taken first: it is read again when its turn has come.
+                Err(_) => return Ok(()),
+            }
+        }
         self.room = room;
         self.take(fetched).await
     }
@@ -308,105 +287,6 @@ impl PartitionReader {
         let listed = listed.map_err(|status| told(&status))?;
         let offset = listed.offset.map(Offset::from_signed).transpose();
         offset.map_err(|error| ErrorInfo::new(ErrorCode::UnknownServerError, error.to_string()))
-    }
-
-    /// Makes responses of what a fetch brought.
-    async fn take(&mut self, fetched: v1::FetchResponse) -> Result<(), ErrorInfo> {
-        if let Some(diverging) = fetched.diverging {
-            let mut error = ErrorInfo::new(
-                ErrorCode::OffsetOutOfRange,
-                format!(
-                    "{}-{}: the log was truncated to offset {} below what was read (KIP-320)",
-                    self.topic, self.partition, diverging.end_offset
-                ),
-            );
-            let end = diverging.end_offset.to_string();
-            error.metadata.insert("diverging_offset".to_owned(), end);
-            return Err(error);
-        }
-        let response = v1::ConsumeResponse {
-            partition: self.partition.to_signed(),
-            next_offset: self.next.to_signed(),
-            high_watermark: fetched.high_watermark,
-            log_start_offset: fetched.log_start_offset,
-            leader_epoch: fetched.leader_epoch,
-            ..v1::ConsumeResponse::default()
-        };
-        if fetched.batches.is_empty() {
-            if !self.told {
-                self.ready.push_back(response);
-            }
-            return Ok(());
-        }
-        let batches = Batch::split(fetched.batches.clone());
-        let batches = batches.map_err(|error| self.corrupt(&error.to_string(), None))?;
-        if self.as_batches {
-            if let Some(last) = batches.last() {
-                self.next = last.end_offset();
-                self.last_epoch = Some(last.leader_epoch());
-            }
-            self.ready.push_back(v1::ConsumeResponse {
-                next_offset: self.next.to_signed(),
-                batches: fetched.batches,
-                ..response
-            });
-            return Ok(());
-        }
-        for batch in batches {
-            let (from, until, end) = (self.next, self.until, batch.end_offset());
-            let (epoch, compressed) = (
-                batch.leader_epoch(),
-                batch.header().compression != Compression::None,
-            );
-            let decode = move || decode_batch(&batch, from, until, RESPONSE_BYTES, READY_BYTES);
-            let decoded = if compressed {
-                let decoding = tokio::task::spawn_blocking(decode);
-                decoding.await.unwrap_or_else(|died| {
-                    Err(BatchError::Records(if died.is_panic() {
-                        "decoding failed"
-                    } else {
-                        "the node stops"
-                    }))
-                })
-            } else {
-                decode()
-            };
-            let decoded = match decoded {
-                Ok(decoded) => decoded,
-                // What is before it is given first; the next read comes back to it.
-                Err(_) if !self.ready.is_empty() => return Ok(()),
-                Err(why) => return Err(self.corrupt(&why.to_string(), Some(end))),
-            };
-            for Decoded { records, next } in decoded {
-                self.next = self.next.max(next);
-                self.ready.push_back(v1::ConsumeResponse {
-                    records,
-                    next_offset: self.next.to_signed(),
-                    ..response.clone()
-                });
-            }
-            self.last_epoch = Some(epoch);
-            if self.next < end {
-                // The rest of the batch, or what cannot be decoded in it, is for the next read.
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// What cannot be decoded, with its place and, where it is known, how to get past it.
-    fn corrupt(&self, why: &str, end: Option<Offset>) -> ErrorInfo {
-        let message = format!(
-            "{}-{}, offset {}: the records cannot be decoded: {why}",
-            self.topic, self.partition, self.next
-        );
-        let mut error = ErrorInfo::new(ErrorCode::CorruptMessage, message);
-        if let Some(end) = end {
-            let end = end.to_string();
-            error.message = format!("{}; read on from offset {end} to skip them", error.message);
-            error.metadata.insert("next_offset".to_owned(), end);
-        }
-        error
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use quorate_broker::{FetchCall, OffsetPosition};
+use quorate_broker::{FetchCall, Holder, OffsetPosition};
 use quorate_proto::v1;
 use quorate_proto::v1::consumer_client::ConsumerClient;
 use quorate_proto::v1::consumer_server::Consumer;
 use quorate_types::{ErrorCode, LeaderEpoch, NegativeNumber, Offset, Timestamp};
 use quorate_wire::ErrorInfo;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::sleep;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
@@ -28,6 +29,9 @@ const FORWARDED_BYTES: u32 = 512 << 10;
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
 const FORWARD_GRACE: Duration = Duration::from_secs(5);
+
+/// How long a stream waits before it asks another node again, where too many poll there.
+const SHORT_POLL: Duration = Duration::from_millis(250);
 
 fn negative(error: NegativeNumber) -> ErrorInfo {
     ErrorInfo::new(ErrorCode::InvalidRequest, error.to_string())
@@ -63,6 +67,7 @@ impl Edge {
         located: &Located,
         request: &v1::FetchRequest,
         max_wait: Duration,
+        holder: Holder,
     ) -> Result<(v1::FetchResponse, Option<OwnedSemaphorePermit>), ErrorInfo> {
         let max_bytes = match request.max_bytes {
             0 => FETCH_BYTES.0,
@@ -76,6 +81,7 @@ impl Edge {
             max_wait,
             current_epoch: epoch(request.current_leader_epoch)?,
             last_fetched_epoch: epoch(request.last_fetched_epoch)?,
+            holder,
         };
         let fetched = self
             .broker()
@@ -154,11 +160,13 @@ impl Edge {
         }
     }
 
-    /// Fetches where the partition is led; gives the room too that the answer takes.
+    /// Fetches where the partition is led; gives the room too that the answer takes. A stream's
+    /// long poll may come back early, with nothing, where many wait at other nodes already.
     pub(crate) async fn fetch_anywhere(
         &self,
         mut request: v1::FetchRequest,
         forwarded: bool,
+        holder: Holder,
     ) -> Result<(v1::FetchResponse, Option<OwnedSemaphorePermit>), Status> {
         let topic_id = request.topic_id.as_deref();
         let routed = self
@@ -170,7 +178,7 @@ impl Edge {
         let max_wait = Duration::from_millis(request.max_wait_ms.into()).min(WAIT_MAX);
         match routed.map_err(|error| to_status(&error))? {
             (located, Route::Here) => self
-                .fetch_here(&located, &request, max_wait)
+                .fetch_here(&located, &request, max_wait, holder)
                 .await
                 .map_err(|error| to_status(&error)),
             (_, Route::There(_, channel)) => {
@@ -179,15 +187,51 @@ impl Edge {
                     0 => FORWARDED_BYTES,
                     asked => asked.min(FORWARDED_BYTES),
                 };
-                let request = forward(request, max_wait + FORWARD_GRACE);
-                let answer = client(channel).fetch(request).await;
-                let answer = answer.map_err(|status| forward_failed(status, false))?;
-                let answer = answer.into_inner();
-                let room = self.broker().fetch_room(answer.batches.len()).await;
+                let polls = holder == Holder::Stream && !max_wait.is_zero();
+                let answer = if polls {
+                    self.poll(request, channel, max_wait).await?
+                } else {
+                    ask(request, channel, max_wait).await?
+                };
+                let room = self.broker().fetch_room(answer.batches.len(), holder);
+                let room = room
+                    .await
+                    .map_err(|error| to_status(&fetch_error(&error)))?;
                 Ok((answer, room))
             }
         }
     }
+
+    /// A stream's long poll at another node. Above a number of them it is a short one, after a
+    /// pause: what streams wait for must not take the place of what else is forwarded.
+    async fn poll(
+        &self,
+        mut request: v1::FetchRequest,
+        channel: Channel,
+        max_wait: Duration,
+    ) -> Result<v1::FetchResponse, Status> {
+        let polls = self.polls();
+        if let Ok(_place) = polls.long.try_acquire() {
+            return ask(request, channel, max_wait).await;
+        }
+        sleep(SHORT_POLL).await;
+        (request.max_wait_ms, request.min_bytes) = (0, 0);
+        // Nobody closes it.
+        let _place = polls.short.acquire().await;
+        ask(request, channel, Duration::ZERO).await
+    }
+}
+
+async fn ask(
+    request: v1::FetchRequest,
+    channel: Channel,
+    max_wait: Duration,
+) -> Result<v1::FetchResponse, Status> {
+    let request = forward(request, max_wait + FORWARD_GRACE);
+    let answer = client(channel).fetch(request).await;
+    answer
+        .map(Response::into_inner)
+        .map_err(|status| forward_failed(status, false))
 }
 
 #[tonic::async_trait]
@@ -197,7 +241,9 @@ impl Consumer for Edge {
         request: Request<v1::FetchRequest>,
     ) -> Result<Response<v1::FetchResponse>, Status> {
         let forwarded = is_forwarded(&request);
-        let fetched = self.fetch_anywhere(request.into_inner(), forwarded).await;
+        let fetched = self
+            .fetch_anywhere(request.into_inner(), forwarded, Holder::Answer)
+            .await;
         let (answer, room) = fetched?;
         let mut response = Response::new(answer);
         if let Some(room) = room {

@@ -13,6 +13,7 @@ use quorate_types::{
     ErrorCode, NodeId, PartitionId, ProducerId, TopicId, TopicName, TopicPartition,
 };
 use quorate_wire::{ErrorInfo, FORWARDED};
+use tokio::sync::Semaphore;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
@@ -21,6 +22,8 @@ use crate::status::to_status;
 
 /// Producer ids fetched at a time.
 const PRODUCER_IDS: u32 = 1_000;
+/// Batches that are decompressed for streams at a time: each may take 64 MiB meanwhile.
+const DECODING: usize = 4;
 
 /// Times and bounds of the edge.
 #[derive(Clone)]
@@ -29,11 +32,14 @@ pub struct EdgeConfig {
     pub default_timeout: Duration,
     /// No request waits longer, whatever it asks for.
     pub max_timeout: Duration,
+    /// A stream of produces ends whose client has taken no answer for so long.
+    pub answer_timeout: Duration,
+    /// Partitions that streams wait for at other nodes at a time; the others are asked for again
+    /// and again.
+    pub forwarded_polls: usize,
     /// Settings of new topics that do not say otherwise.
     pub topic_defaults: BTreeMap<String, String>,
     /// Tells and changes what is logged, where the process lets it.
-    /// A stream of produces ends whose client has taken no answer for so long.
-    pub answer_timeout: Duration,
     pub log_level: Option<LogControl>,
 }
 
@@ -45,10 +51,11 @@ impl Default for EdgeConfig {
         Self {
             default_timeout: Duration::from_secs(30),
             max_timeout: Duration::from_secs(300),
+            answer_timeout: Duration::from_secs(30),
+            forwarded_polls: 1_024,
             topic_defaults: BTreeMap::new(),
             log_level: None,
         }
-            answer_timeout: Duration::from_secs(30),
     }
 }
 
@@ -64,8 +71,18 @@ struct Shared {
     quorum: QuorumHandle,
     config: EdgeConfig,
     forwarding: Channels,
+    polls: Polls,
+    decoding: Semaphore,
     sticky: AtomicU32,
     producer_ids: Mutex<std::ops::Range<u64>>,
+}
+
+/// Places of streams that ask other nodes for records.
+pub(crate) struct Polls {
+    /// For those that wait there.
+    pub(crate) long: Semaphore,
+    /// For those that do not.
+    pub(crate) short: Semaphore,
 }
 
 /// Where a request goes.
@@ -91,6 +108,11 @@ impl Edge {
                 me,
                 broker,
                 quorum,
+                polls: Polls {
+                    long: Semaphore::new(config.forwarded_polls),
+                    short: Semaphore::new(config.forwarded_polls),
+                },
+                decoding: Semaphore::new(DECODING),
                 config,
                 forwarding: Channels::default(),
                 sticky: AtomicU32::new(me.get()),
@@ -109,6 +131,15 @@ impl Edge {
 
     pub(crate) fn quorum(&self) -> &QuorumHandle {
         &self.shared.quorum
+    }
+
+    pub(crate) fn polls(&self) -> &Polls {
+        &self.shared.polls
+    }
+
+    /// Turns to decompress a batch for a stream.
+    pub(crate) fn decoding(&self) -> &Semaphore {
+        &self.shared.decoding
     }
 
     pub(crate) fn config(&self) -> &EdgeConfig {

@@ -22,6 +22,7 @@ mod produce_stream;
 mod producer;
 mod records;
 mod replication;
+mod starts;
 mod status;
 
 pub use admission::{AdmissionLimits, limited};

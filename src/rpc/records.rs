@@ -1,5 +1,6 @@
 //! Records of a request as one batch, and a batch as records of responses.
 
+use bytes::{Bytes, BytesMut};
 use quorate_proto::v1;
 use quorate_record::{Batch, BatchBuilder, BatchError, Compression, ProducerTag, RecordHeader};
 use quorate_types::{Offset, ProducerEpoch, ProducerId, Sequence, Timestamp};
@@ -17,11 +18,14 @@ pub(crate) struct Decoded {
     pub(crate) records: Vec<v1::ConsumedRecord>,
     /// The offset after the last of them.
     pub(crate) next: Offset,
+    /// What they take, about.
+    pub(crate) bytes: usize,
 }
 
 /// Decodes records of a batch from `from` on and below `until`, in pieces of about `piece` bytes,
-/// and so many pieces that they take about `most`. Where there is more, the last piece's `next` is
-/// below the batch's end; the others' are the offsets after their last records.
+/// that take `most` bytes at most, or are one record. Where there is more, the last piece's `next` is
+/// below the batch's end; the others' are the offsets after their last records. Those of a
+/// compressed batch are copied: a few records do not keep all that was decompressed.
 ///
 /// # Errors
 /// [`BatchError`] where the first record that is wanted, or one before it, cannot be read. What can
@@ -33,8 +37,24 @@ pub(crate) fn decode_batch(
     piece: usize,
     most: usize,
 ) -> Result<Vec<Decoded>, BatchError> {
+    let mut pieces = pieces(batch, from, until, piece, most)?;
+    if batch.header().compression != Compression::None {
+        for piece in &mut pieces {
+            own(&mut piece.records);
+        }
+    }
+    Ok(pieces)
+}
+
+fn pieces(
+    batch: &Batch,
+    from: Offset,
+    until: Option<Offset>,
+    piece: usize,
+    most: usize,
+) -> Result<Vec<Decoded>, BatchError> {
     let (mut pieces, mut total) = (Vec::new(), 0);
-    let (mut now, mut size) = (Decoded::default(), 0);
+    let mut now = Decoded::default();
     for record in batch.iter(DECOMPRESSED_MAX)? {
         let record = match record {
             Ok(record) => record,
@@ -58,15 +78,15 @@ pub(crate) fn decode_batch(
                 .map(|header| header.key.len() + header.value.as_ref().map_or(0, |v| v.len()))
                 .sum::<usize>()
             + RECORD_OVERHEAD * (1 + record.headers.len());
-        if size > 0 && size + bytes > piece {
-            total += size;
-            pieces.push(std::mem::take(&mut now));
-            size = 0;
-            if total >= most {
-                return Ok(pieces);
-            }
+        if now.bytes > 0 && total + now.bytes + bytes > most {
+            pieces.push(now);
+            return Ok(pieces);
         }
-        size += bytes;
+        if now.bytes > 0 && now.bytes + bytes > piece {
+            total += now.bytes;
+            pieces.push(std::mem::take(&mut now));
+        }
+        now.bytes += bytes;
         now.next = record.offset.plus(1);
         now.records.push(v1::ConsumedRecord {
             offset: record.offset.to_signed(),
@@ -87,6 +107,24 @@ pub(crate) fn decode_batch(
     now.next = until.map_or(end, |until| end.min(until)).max(now.next);
     pieces.push(now);
     Ok(pieces)
+}
+
+/// Copies what records refer to into memory of their own.
+fn own(records: &mut [v1::ConsumedRecord]) {
+    fn fields(record: &mut v1::ConsumedRecord) -> impl Iterator<Item = &mut Bytes> {
+        let headers = record.headers.iter_mut();
+        let headers = headers.filter_map(|header| header.value.as_mut());
+        [&mut record.key, &mut record.value]
+            .into_iter()
+            .flatten()
+            .chain(headers)
+    }
+    let sizes = records.iter_mut().flat_map(fields).map(|field| field.len());
+    let mut memory = BytesMut::with_capacity(sizes.sum());
+    for field in records.iter_mut().flat_map(fields) {
+        memory.extend_from_slice(field);
+        *field = memory.split().freeze();
+    }
 }
 
 /// Encodes the records of a request as one batch; a record without a time gets `now`.
@@ -183,12 +221,28 @@ mod tests {
             [(vec![11, 12], 13), (vec![13, 14], 15)]
         );
         // More than is wanted at once: the next read begins where this one ended.
-        assert_eq!(from(11, None, 300, 1), [(vec![11, 12], 13)]);
+        assert_eq!(from(11, None, 300, 1), [(vec![11], 12)]);
+        assert_eq!(
+            from(11, None, 300, 400),
+            [(vec![11, 12], 13), (vec![13], 14)]
+        );
         assert_eq!(
             from(13, Some(Offset::new(14)), 300, 1 << 20),
             [(vec![13], 14)]
         );
         assert_eq!(from(20, None, 300, 1 << 20), [(vec![], 15)]);
+    }
+
+    #[test]
+    fn a_record_does_not_keep_the_batch_that_it_was_in() {
+        let batch = batch(&[&[1; 10], &[2; 100_000], &[3; 20]]);
+        let pieces = decode_batch(&batch, Offset::new(12), None, 1 << 20, 1 << 20).unwrap();
+        let value = pieces[0].records[0].value.clone().unwrap();
+        drop(pieces);
+        assert_eq!(value, [3; 20][..]);
+        // Alone now: its memory is taken over, not copied, and there is no more of it.
+        assert!(value.is_unique());
+        assert!(BytesMut::from(value).capacity() < 1_000);
     }
 
     #[test]

@@ -1,0 +1,170 @@
+//! What a fetch brought, as responses: decoded, unless whole batches are asked for, and no more at a
+//! time than there is room for.
+
+use quorate_broker::Holder;
+use quorate_proto::v1;
+use quorate_record::{Batch, BatchError, Compression};
+use quorate_types::{ErrorCode, Offset};
+use quorate_wire::ErrorInfo;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::PartitionReader;
+use crate::records::{Decoded, decode_batch};
+use crate::status::fetch_error;
+
+/// Records of one response: what common clients take by default is 4 MiB a message.
+const RESPONSE_BYTES: usize = 1 << 20;
+/// Records that wait decompressed; what is more is read again.
+const READY_BYTES: usize = 4 << 20;
+
+impl PartitionReader {
+    /// Makes responses of what a fetch brought.
+    pub(super) async fn take(&mut self, fetched: v1::FetchResponse) -> Result<(), ErrorInfo> {
+        if let Some(diverging) = fetched.diverging {
+            let mut error = ErrorInfo::new(
+                ErrorCode::OffsetOutOfRange,
+                format!(
+                    "{}-{}: the log was truncated to offset {} below what was read (KIP-320)",
+                    self.topic, self.partition, diverging.end_offset
+                ),
+            );
+            let end = diverging.end_offset.to_string();
+            error.metadata.insert("diverging_offset".to_owned(), end);
+            return Err(error);
+        }
+        let response = v1::ConsumeResponse {
+            partition: self.partition.to_signed(),
+            next_offset: self.next.to_signed(),
+            high_watermark: fetched.high_watermark,
+            log_start_offset: fetched.log_start_offset,
+            leader_epoch: fetched.leader_epoch,
+            ..v1::ConsumeResponse::default()
+        };
+        if fetched.batches.is_empty() {
+            if !self.told {
+                self.ready.push_back(response);
+            }
+            return Ok(());
+        }
+        let batches = Batch::split(fetched.batches.clone());
+        let batches = batches.map_err(|error| self.corrupt(&error.to_string(), None))?;
+        if self.as_batches {
+            if let Some(last) = batches.last() {
+                self.next = last.end_offset();
+                self.last_epoch = Some(last.leader_epoch());
+            }
+            self.ready.push_back(v1::ConsumeResponse {
+                next_offset: self.next.to_signed(),
+                batches: fetched.batches,
+                ..response
+            });
+            return Ok(());
+        }
+        let is_compressed = |batch: &Batch| batch.header().compression != Compression::None;
+        // What is decompressed takes memory of its own. Of what there is no room for the rest is
+        // read again.
+        let all_compressed = batches.iter().all(is_compressed);
+        let (most, mut room) = if batches.iter().any(is_compressed) {
+            self.edge.broker().stream_room(READY_BYTES)
+        } else {
+            (READY_BYTES, None)
+        };
+        let mut decompressed = 0;
+        for batch in batches {
+            if decompressed >= most {
+                break;
+            }
+            let left = most - decompressed;
+            let (epoch, end, compressed) = (
+                batch.leader_epoch(),
+                batch.end_offset(),
+                is_compressed(&batch),
+            );
+            let decoded = match self.decode(batch, compressed, left).await {
+                Ok(decoded) => decoded,
+                // What is before it is given first; the next read comes back to it.
+                Err(_) if !self.ready.is_empty() => break,
+                Err(why) => return Err(self.corrupt(&why.to_string(), Some(end))),
+            };
+            if compressed {
+                let bytes: usize = decoded.iter().map(|piece| piece.bytes).sum();
+                if bytes > left {
+                    // A record that is larger than what there was room for.
+                    if !self.ready.is_empty() {
+                        break;
+                    }
+                    drop(room.take());
+                    let large = self.edge.broker().fetch_room(bytes, Holder::Stream).await;
+                    room = large.map_err(|error| fetch_error(&error))?;
+                }
+                decompressed += bytes;
+            }
+            for Decoded { records, next, .. } in decoded {
+                self.next = self.next.max(next);
+                self.ready.push_back(v1::ConsumeResponse {
+                    records,
+                    next_offset: self.next.to_signed(),
+                    ..response.clone()
+                });
+            }
+            self.last_epoch = Some(epoch);
+            if self.next < end {
+                // The rest of the batch, or what cannot be decoded in it, is for the next read.
+                break;
+            }
+        }
+        shrink(&mut room, decompressed);
+        self.decoded_room = room;
+        if all_compressed {
+            // The records do not refer to what was fetched.
+            self.room = None;
+        }
+        Ok(())
+    }
+
+    /// Decodes what is wanted of a batch, so that it takes about `most` bytes.
+    async fn decode(
+        &self,
+        batch: Batch,
+        compressed: bool,
+        most: usize,
+    ) -> Result<Vec<Decoded>, BatchError> {
+        let (from, until) = (self.next, self.until);
+        let piece = RESPONSE_BYTES.min(most);
+        let decode = move || decode_batch(&batch, from, until, piece, most);
+        if !compressed {
+            return decode();
+        }
+        let _turn = self.edge.decoding().acquire().await;
+        let decoding = tokio::task::spawn_blocking(decode);
+        decoding.await.unwrap_or_else(|died| {
+            Err(BatchError::Records(if died.is_panic() {
+                "decoding failed"
+            } else {
+                "the node stops"
+            }))
+        })
+    }
+
+    /// What cannot be decoded, with its place and, where it is known, how to get past it.
+    fn corrupt(&self, why: &str, end: Option<Offset>) -> ErrorInfo {
+        let message = format!(
+            "{}-{}, offset {}: the records cannot be decoded: {why}",
+            self.topic, self.partition, self.next
+        );
+        let mut error = ErrorInfo::new(ErrorCode::CorruptMessage, message);
+        if let Some(end) = end {
+            let end = end.to_string();
+            error.message = format!("{}; read on from offset {end} to skip them", error.message);
+            error.metadata.insert("next_offset".to_owned(), end);
+        }
+        error
+    }
+}
+
+/// Lets go of what is more than `size` bytes.
+fn shrink(held: &mut Option<OwnedSemaphorePermit>, size: usize) {
+    if let Some(held) = held {
+        drop(held.split(held.num_permits().saturating_sub(size)));
+    }
+}
