@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
-use quorate_record::{Batch, BatchHeader, HEADER_LEN};
+use quorate_record::{Batch, BatchError, BatchHeader, HEADER_LEN};
 use quorate_types::{Offset, Timestamp};
 
 use crate::dir::{Dir, DirFile};
@@ -127,6 +127,15 @@ impl<D: Dir> LogReader<D> {
                 break;
             }
             let header = BatchHeader::read(&rest).map_err(corrupt)?;
+            // Offsets follow each other without a gap, and `from` is in the first batch. A base
+            // offset that was changed on the disk would lead a reader astray.
+            let first = end == 0 && header.base_offset <= from;
+            if !first && header.base_offset != reached {
+                return Err(corrupt(BatchError::OutOfPlace {
+                    expected: reached,
+                    got: header.base_offset,
+                }));
+            }
             if header.end_offset() > up_to {
                 break;
             }

@@ -12,8 +12,8 @@ use quorate_types::{
 use tempfile::TempDir;
 
 use crate::{
-    DataDirectory, FlushDone, LogError, LogOptions, OsDir, PartitionLog, RecoveryContext,
-    RecoveryReport,
+    DataDirectory, FlushDone, LogError, LogOptions, OsDir, PartitionLog, ReadError,
+    RecoveryContext, RecoveryReport,
 };
 
 const PATH: &str = "logs/t-0";
@@ -229,10 +229,10 @@ fn a_batch_torn_at_any_byte_is_cut_and_no_damage_after_a_kill() {
     }
 }
 
-fn flip(root: &TempDir, at: usize) {
+fn flip(root: &TempDir, at: usize, bits: u8) {
     let file = root.path().join(PATH).join("00000000000000000000.log");
     let mut bytes = std::fs::read(&file).unwrap();
-    bytes[at] ^= 1;
+    bytes[at] ^= bits;
     std::fs::write(&file, bytes).unwrap();
 }
 
@@ -246,7 +246,7 @@ fn a_bit_flipped_below_the_recovery_point_is_damage() {
         flush(&mut log);
         log.checkpoint().unwrap();
         drop(log);
-        flip(&root, 70);
+        flip(&root, 70, 1);
         let (log, report) = open(&root, cx);
         assert!(report.damaged.is_some(), "{cx:?}");
         assert_eq!(log.log_end(), Offset::ZERO);
@@ -260,7 +260,7 @@ fn a_bit_flipped_above_the_recovery_point_is_damage_only_with_the_same_boot() {
         let (mut log, _) = open(&root, AFTER_KILL);
         append(&mut log, 1, 3, 0);
         drop(log);
-        flip(&root, 70);
+        flip(&root, 70, 1);
         let (_, report) = open(&root, cx);
         assert_eq!(report.damaged.is_some(), damaged, "{cx:?}");
     }
@@ -363,10 +363,34 @@ fn what_lies_above_is_no_business_of_a_read() {
     append(&mut log, 1, 2, 1);
     drop(log);
     let (log, _) = open(&root, AFTER_KILL);
-    flip(&root, first.size() + 70);
+    flip(&root, first.size() + 70, 1);
     let read = |up_to| log.reader().read(Offset::ZERO, Offset::new(up_to), 1 << 20);
     assert_eq!(read(2).unwrap(), *first.bytes());
     assert!(read(4).is_err());
+}
+
+#[test]
+fn a_batch_whose_offset_was_changed_is_not_read() {
+    for (at, name) in [(7, "lower"), (6, "higher")] {
+        let root = TempDir::new().unwrap();
+        let (mut log, _) = open(&root, AFTER_KILL);
+        let first = append(&mut log, 1, 2, 0);
+        append(&mut log, 1, 2, 1);
+        append(&mut log, 1, 2, 2);
+        drop(log);
+        let (log, _) = open(&root, AFTER_KILL);
+        // In the second batch's base offset, 2: to 0, or to 514.
+        flip(&root, first.size() + at, 2);
+        for from in 0..4 {
+            let read = log
+                .reader()
+                .read(Offset::new(from), Offset::new(6), 1 << 20);
+            assert!(
+                matches!(read, Err(ReadError::Corrupt { .. })),
+                "{name} from {from}: {read:?}"
+            );
+        }
+    }
 }
 
 #[test]

@@ -77,6 +77,14 @@ pub enum BatchError {
     /// The records inside cannot be read.
     #[error("records are malformed: {0}")]
     Records(&'static str),
+    /// It does not follow the one before: its base offset stands outside the CRC.
+    #[error("batch begins at offset {got} where {expected} was to follow")]
+    OutOfPlace {
+        /// The offset that comes next.
+        expected: Offset,
+        /// Its base offset.
+        got: Offset,
+    },
     /// The records are larger than allowed when decompressed.
     #[error("records are more than {limit} bytes when decompressed")]
     TooLarge {
