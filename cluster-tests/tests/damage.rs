@@ -18,6 +18,8 @@ use tokio::time::Instant;
 const TOPIC: &str = "damaged";
 const PARTITIONS: u32 = 3;
 const STOP: Duration = Duration::from_secs(30);
+/// What a node logs when it finds a replica of its own damaged while it runs.
+const STOPS: &str = "replica is damaged and stops";
 const VICTIM: NodeId = NodeId::new(2);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -240,7 +242,8 @@ impl Test {
             fs::remove_dir_all(&data).unwrap();
             self.cluster.processes.start_node(VICTIM).unwrap();
         }
-        self.whole().await;
+        self.repaired(&what, before).await;
+        self.cluster.all_active().await;
         self.let_it_lead(&what, before).await;
         println!("{what}: {came:?}, {:?}", begun.elapsed());
     }
@@ -264,22 +267,42 @@ impl Test {
         let client = &self.cluster.client;
         let read = eventually("everything can be read", || read_all(client, TOPIC)).await;
         self.reads.push((what.to_owned(), read));
-        // Its log goes on over restarts: only what this case has led to counts.
-        let said = self.said();
-        if said[before..].contains("replica is damaged and stops") {
-            let topic = self.cluster.client.describe_topic(TOPIC).await.unwrap();
-            if topic
-                .partitions
-                .iter()
-                .any(|of| !of.isr.contains(&VICTIM.get()))
-            {
-                println!("{what}: found while reading");
-                self.stop(VICTIM).await;
-                self.cluster.processes.start_node(VICTIM).unwrap();
-            }
-        }
-        self.whole().await;
+        self.repaired(what, before).await;
+        self.cluster.all_active().await;
         acknowledged_after(&self.writer, Instant::now(), "acknowledged records").await;
+    }
+
+    /// Waits until every replica is in sync; or the node has found a replica of its own damaged
+    /// since its log was so long, and out of the ISR it stays until it is started again.
+    async fn stopped_by_damage(&self, from: usize) -> bool {
+        let client = &self.cluster.client;
+        eventually("every replica in sync, or one found damaged", || async {
+            let topic = client.describe_topic(TOPIC).await;
+            let topic = topic.map_err(|error| error.to_string())?;
+            let Some(of) = topic.partitions.iter().find(|of| of.isr.len() < 3) else {
+                return Ok(false);
+            };
+            let found = self.said()[from..].contains(STOPS);
+            if found && !of.isr.contains(&VICTIM.get()) {
+                return Ok(true);
+            }
+            Err(format!("{of:?}"))
+        })
+        .await
+    }
+
+    /// Waits until every replica is in sync. Whoever reads next may be the first to find the damage;
+    /// a replica that was found damaged while it runs comes back at the next start.
+    async fn repaired(&mut self, what: &str, before: usize) {
+        let mut from = before;
+        while self.stopped_by_damage(from).await {
+            let said = self.said();
+            let found = said[from..].lines().find(|line| line.contains(STOPS));
+            println!("{what}: found while it ran: {}", found.unwrap_or_default());
+            from = said.len();
+            self.stop(VICTIM).await;
+            self.cluster.processes.start_node(VICTIM).unwrap();
+        }
     }
 
     async fn finish(self) {
