@@ -1,6 +1,5 @@
 //! `quorate bench failover`: the load with the nodes of a running `quorate dev` in its hands.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -129,7 +128,8 @@ async fn directory(client: &Client, named: Option<PathBuf>) -> Result<PathBuf, F
     let cluster = client.describe_cluster().await;
     let cluster = cluster.map_err(|error| told(what, &error))?;
     for broker in &cluster.brokers {
-        if cluster_id(&directory, broker.node_id).as_ref() != Some(&cluster.cluster_id) {
+        if dev_control::cluster_id(&directory, broker.node_id).as_ref() != Some(&cluster.cluster_id)
+        {
             let why = format!(
                 "the `quorate dev` in {} is not the cluster at --bootstrap",
                 directory.display()
@@ -139,13 +139,6 @@ async fn directory(client: &Client, named: Option<PathBuf>) -> Result<PathBuf, F
         }
     }
     Ok(directory)
-}
-
-fn cluster_id(directory: &Path, node: u32) -> Option<String> {
-    let path = directory.join(format!("node-{node}/meta.properties"));
-    let text = fs::read_to_string(path).ok()?;
-    let mut lines = text.lines();
-    lines.find_map(|line| Some(line.strip_prefix("cluster.id=")?.trim().to_owned()))
 }
 
 #[cfg(test)]

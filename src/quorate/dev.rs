@@ -4,28 +4,25 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use quorate_client::{Client, ClientError, ClientOptions};
-use quorate_types::{ErrorCode, NodeId, PartitionId};
+use quorate_types::NodeId;
 use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, interval, timeout};
+use tokio::time::interval;
 
 use crate::cli::{DevAction, DevArgs, Global, OutputFormat};
 use crate::dev_control;
+use crate::dev_ready::{Starting, make_ready};
 use crate::failure::{Failure, Outcome};
 use crate::local_cluster::{LocalCluster, LocalClusterOptions};
 use crate::local_node::NodeLogs;
 use crate::node_plan::NodePlan;
 use crate::output;
 
-/// The topic that is there from the start.
-const TOPIC: &str = "demo";
-const PARTITIONS: u32 = 6;
-/// How long the cluster may take until it takes records.
-const READY: Duration = Duration::from_secs(60);
-/// How long one node may take to stop.
+/// How long the nodes may take to stop, all at the same time.
 const STOP: Duration = Duration::from_secs(15);
+/// How often is looked whether a node has ended before all are ready.
+const LOOK: Duration = Duration::from_millis(50);
 
 pub(crate) async fn run(global: &Global, args: DevArgs) -> Outcome {
     match args.action {
@@ -74,6 +71,12 @@ async fn cluster(global: &Global, args: DevArgs) -> Outcome {
         (None, None) => return Err(Failure::new(what, "no data directory")),
     };
     let nodes = NodePlan::at_base_port(args.nodes, args.base_port).map_err(failed)?;
+    let _mine = dev_control::lock(&directory).map_err(|error| {
+        failed(error)
+            .hint("end it with `quorate dev stop --data-dir …`, or name another --data-dir")
+    })?;
+    let mut starting = Starting::new(&nodes)?;
+    let control = dev_control::open(&directory).map_err(failed)?;
     let mut cluster = LocalCluster::start(LocalClusterOptions {
         binary: std::env::current_exe().map_err(failed)?,
         nodes,
@@ -91,20 +94,22 @@ async fn cluster(global: &Global, args: DevArgs) -> Outcome {
         OutputFormat::Text => output::line(format!("data: {} ({kept})", directory.display()))?,
         OutputFormat::Json => output::json_line(&json!({ "data": directory, "data_is": kept }))?,
     }
-    let control = dev_control::open(&directory).map_err(failed)?;
     let mut terminated = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupted = signal(SignalKind::interrupt()).map_err(failed)?;
     let addresses = cluster.addresses();
-    let replicas = args.nodes.min(3);
-    let mut starting = tokio::spawn(make_ready(addresses.clone(), replicas));
+    let mut becoming_ready = tokio::spawn(make_ready(addresses.clone(), directory, args.nodes));
+    let mut look = interval(LOOK);
     let mut started = false;
     loop {
         tokio::select! {
             _ = terminated.recv() => break,
             _ = interrupted.recv() => break,
-            ready = &mut starting, if !started => {
-                started = true;
+            _ = look.tick(), if !started => starting.check(&mut cluster)?,
+            ready = &mut becoming_ready, if !started => {
                 ready.map_err(|error| Failure::new(what, error))??;
+                // What answered may be another's, where a node of this one could not start.
+                starting.check(&mut cluster)?;
+                started = true;
                 let list: Vec<String> = addresses.iter().map(ToString::to_string).collect();
                 match global.output {
                     OutputFormat::Text => output::line(format!("ready: {}", list.join(",")))?,
@@ -113,7 +118,7 @@ async fn cluster(global: &Global, args: DevArgs) -> Outcome {
             }
             accepted = control.accept() => {
                 let (stream, _) = accepted.map_err(failed)?;
-                if serve(&mut cluster, stream).await {
+                if serve(&mut cluster, &mut starting, stream).await {
                     return Ok(());
                 }
             }
@@ -132,7 +137,7 @@ async fn stop(cluster: &mut LocalCluster) -> io::Result<()> {
 }
 
 /// Carries out one action; says whether it was the last.
-async fn serve(cluster: &mut LocalCluster, stream: UnixStream) -> bool {
+async fn serve(cluster: &mut LocalCluster, starting: &mut Starting, stream: UnixStream) -> bool {
     let Ok((line, stream)) = dev_control::receive(stream).await else {
         return false;
     };
@@ -140,7 +145,10 @@ async fn serve(cluster: &mut LocalCluster, stream: UnixStream) -> bool {
     let node = node.parse::<NodeId>();
     let result = match (verb, node) {
         ("stop", _) => stop(cluster).await,
-        ("kill", Ok(node)) => cluster.kill(node),
+        ("kill", Ok(node)) => {
+            starting.forget(node);
+            cluster.kill(node)
+        }
         ("start", Ok(node)) => cluster.start_node(node),
         ("pause", Ok(node)) => cluster.pause(node),
         ("resume", Ok(node)) => cluster.resume(node),
@@ -154,45 +162,4 @@ async fn serve(cluster: &mut LocalCluster, stream: UnixStream) -> bool {
     // Whoever asked may be gone; it is done all the same.
     let _gone = dev_control::answer(stream, &text).await;
     verb == "stop"
-}
-
-/// Waits until the topic is there and every partition takes a record.
-async fn make_ready(addresses: Vec<quorate_types::Endpoint>, replicas: u32) -> Outcome {
-    let what = "the cluster takes no records";
-    let client = Client::new(addresses, ClientOptions::default())
-        .map_err(|error| Failure::new(what, error))?;
-    let ready = async {
-        let mut again = interval(Duration::from_millis(20));
-        let deadline = Instant::now() + READY;
-        loop {
-            again.tick().await;
-            let made = client
-                .create_topic(TOPIC, PARTITIONS, replicas, Default::default())
-                .await;
-            match made {
-                Ok(_) => return Ok(()),
-                Err(error) if error.code() == Some(ErrorCode::TopicAlreadyExists) => return Ok(()),
-                Err(error) if Instant::now() >= deadline => return Err(error),
-                Err(_not_yet) => {}
-            }
-        }
-    };
-    timeout(READY, ready)
-        .await
-        .map_err(|_| Failure::new(what, "no answer in time"))?
-        .map_err(|error| Failure::new(what, error))?;
-    probe(&client)
-        .await
-        .map_err(|error| Failure::new(what, error))
-}
-
-/// Every partition's leader answers for its high watermark: it leads and its epoch has begun.
-async fn probe(client: &Client) -> Result<(), ClientError> {
-    use quorate_proto::v1::list_offsets_request::{Latest, Position};
-    for partition in (0..PARTITIONS).map(PartitionId::new) {
-        client
-            .list_offset(TOPIC, partition, Position::Latest(Latest {}))
-            .await?;
-    }
-    Ok(())
 }

@@ -1,11 +1,13 @@
 //! How `quorate dev kill 2` reaches the `quorate dev` that runs: a socket in its data directory,
 //! and a note of the last one started.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
@@ -25,7 +27,32 @@ fn socket(directory: &Path) -> PathBuf {
     directory.join("dev.sock")
 }
 
-/// Opens the socket and notes the directory.
+/// Makes the directory this process's own for as long as what is returned lives: two clusters in
+/// one would take each other's socket and data.
+///
+/// # Errors
+/// [`io::ErrorKind::ResourceBusy`] where another `quorate dev` has it.
+pub(crate) fn lock(directory: &Path) -> io::Result<Flock<File>> {
+    fs::create_dir_all(directory)?;
+    let file = File::create(directory.join("dev.lock"))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+        Errno::EWOULDBLOCK => io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            format!("{} is used by another `quorate dev`", directory.display()),
+        ),
+        other => other.into(),
+    })
+}
+
+/// The cluster that the data of a node in `directory` belongs to, once it is known there.
+pub(crate) fn cluster_id(directory: &Path, node: u32) -> Option<String> {
+    let path = directory.join(format!("node-{node}/meta.properties"));
+    let text = fs::read_to_string(path).ok()?;
+    let mut lines = text.lines();
+    lines.find_map(|line| Some(line.strip_prefix("cluster.id=")?.trim().to_owned()))
+}
+
+/// Opens the socket and notes the directory, which is [locked](lock).
 pub(crate) fn open(directory: &Path) -> io::Result<UnixListener> {
     let listener = listen(directory)?;
     fs::write(note(), directory.as_os_str().as_encoded_bytes())?;
@@ -35,7 +62,7 @@ pub(crate) fn open(directory: &Path) -> io::Result<UnixListener> {
 /// Opens the socket alone.
 pub(crate) fn listen(directory: &Path) -> io::Result<UnixListener> {
     let path = socket(directory);
-    // Left behind by one that was killed; a live one holds the nodes' ports anyway.
+    // Left behind by one that was killed: a live one holds the lock.
     let _none = fs::remove_file(&path);
     UnixListener::bind(path)
 }

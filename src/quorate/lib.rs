@@ -10,6 +10,7 @@ mod cluster;
 mod consume;
 mod dev;
 mod dev_control;
+mod dev_ready;
 mod failure;
 mod format;
 mod healthcheck;

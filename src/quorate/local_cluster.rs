@@ -154,16 +154,21 @@ impl LocalCluster {
         self.last_exit(node)
     }
 
-    /// Stops one node after the other, each given `each` to hand over what it leads; whoever does
-    /// not end in time is killed. Returns the nodes that had to be.
-    pub async fn stop(&mut self, each: Duration) -> io::Result<Vec<NodeId>> {
-        let mut killed = Vec::new();
-        for node in self.node_ids().into_iter().rev() {
-            if self.state(node)? == NodeState::Down {
-                continue;
+    /// Asks all nodes to stop, and gives all of them `within` together; whoever has not ended by
+    /// then is killed. Returns the nodes that had to be.
+    pub async fn stop(&mut self, within: Duration) -> io::Result<Vec<NodeId>> {
+        let deadline = Instant::now() + within;
+        let mut asked = Vec::new();
+        for node in self.node_ids() {
+            if self.state(node)? != NodeState::Down {
+                self.terminate(node)?;
+                asked.push(node);
             }
-            self.terminate(node)?;
-            if self.wait_down(node, each).await.is_err() {
+        }
+        let mut killed = Vec::new();
+        for node in asked {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.wait_down(node, left).await.is_err() {
                 self.kill(node)?;
                 killed.push(node);
             }
@@ -291,7 +296,7 @@ mod tests {
                 cluster.start_node(node).unwrap();
             }
         };
-        assert_eq!(killed, [SECOND, FIRST]);
+        assert_eq!(killed, [FIRST, SECOND]);
     }
 
     #[tokio::test]

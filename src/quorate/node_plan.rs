@@ -42,6 +42,14 @@ impl NodePlan {
             .collect()
     }
 
+    /// The first address of this node that another process listens at.
+    pub(crate) fn taken(&self) -> Option<&Endpoint> {
+        [&self.client, &self.internal].into_iter().find(|at| {
+            TcpListener::bind((at.host.as_str(), at.port))
+                .is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+        })
+    }
+
     /// Nodes 1 … `count` on ports that the kernel gives, each node on a loopback address of its
     /// own where the machine has such. There nothing else takes a port while its node is down: not
     /// an outgoing connection, whose source is 127.0.0.1, and so never one to itself either.
