@@ -25,9 +25,8 @@ pub(crate) async fn progress(monitor: Arc<Monitor>) {
         return std::future::pending().await;
     };
     let _cleared = Cleared(bar.clone());
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {human_pos} records, {per_sec}{msg}")
-    {
-        bar.set_style(style);
+    if let Ok(style) = ProgressStyle::with_template(output::RECORDS_SO_FAR) {
+        bar.set_style(style.with_key("rate", output::rate));
     }
     let mut again = interval(RENEW);
     loop {

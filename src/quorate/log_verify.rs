@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::cli::OutputFormat;
 use crate::failure::{Failure, Outcome};
 use crate::log_tool::open;
-use crate::output;
+use crate::output::{self, counted};
 
 pub(crate) fn run(format: OutputFormat, path: &Path) -> Outcome {
     let began = Instant::now();
@@ -61,18 +61,14 @@ pub(crate) fn run(format: OutputFormat, path: &Path) -> Outcome {
             for finding in &findings {
                 output::line(as_text(finding))?;
             }
-            let count = |number: u64, one: &str, many: &str| {
-                let name = if number == 1 { one } else { many };
-                format!("{} {name}", output::grouped(number))
-            };
             output::line(format!(
                 "{}, {}, {}, {}, {}, {} checked in {elapsed:.1?}: {}",
-                count(checked.partitions, "partition", "partitions"),
-                count(checked.segments, "segment", "segments"),
-                count(checked.batches, "batch", "batches"),
-                count(checked.records, "record", "records"),
-                count(entries, "metadata entry", "metadata entries"),
-                count(checked.bytes, "byte", "bytes"),
+                counted(checked.partitions, "partition", "partitions"),
+                counted(checked.segments, "segment", "segments"),
+                counted(checked.batches, "batch", "batches"),
+                counted(checked.records, "record", "records"),
+                counted(entries, "metadata entry", "metadata entries"),
+                counted(checked.bytes, "byte", "bytes"),
                 verdict(&findings),
             ))?;
         }
@@ -122,13 +118,20 @@ fn verify_metadata(
     let partitions = offline
         .partitions()
         .map_err(|error| Failure::new("cannot list the partitions", error))?;
-    for partition in partitions {
-        if let Some((_, id)) = partition.id
-            && summary.image.partition(&id).is_none()
-        {
-            let what = "is of no partition that the metadata on this disk knows";
-            findings.add(Severity::Note, &partition.path, None, None, what);
-        }
+    let unknown = partitions.iter().filter(|partition| {
+        let id = partition.id.as_ref().map(|(_, id)| id);
+        id.is_some_and(|id| summary.image.partition(id).is_none())
+    });
+    // A topic that was deleted leaves many until they are removed: one note of all.
+    let unknown: Vec<_> = unknown.collect();
+    if let Some(first) = unknown.first() {
+        let what = match unknown.len() - 1 {
+            0 => "is of no partition that the metadata on this disk knows".to_owned(),
+            more => {
+                format!("and {more} more are of no partition that the metadata on this disk knows")
+            }
+        };
+        findings.add(Severity::Note, &first.path, None, None, what);
     }
     Ok(Some(summary))
 }

@@ -1,10 +1,12 @@
 //! What goes to stdout: sentences, tables that line up, JSON. A closed pipe ends a command
 //! quietly and never panics.
 
+use std::fmt;
 use std::io::{self, Write};
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
+use indicatif::ProgressState;
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -96,6 +98,21 @@ pub fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
 /// The value, or `-` for none.
 pub fn or_dash<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+/// What a running command shows on a terminal, with [`rate`] under its name.
+pub const RECORDS_SO_FAR: &str = "{spinner} {human_pos} records, {rate} records/s{msg}";
+
+/// The rate of a progress bar with separators.
+pub fn rate(state: &ProgressState, to: &mut dyn fmt::Write) {
+    // With nowhere to write there is nothing to show it on.
+    let _ = to.write_str(&grouped(state.per_sec() as u64));
+}
+
+/// `1 record`, `1,234 records`.
+pub fn counted(count: u64, one: &str, many: &str) -> String {
+    let name = if count == 1 { one } else { many };
+    format!("{} {name}", grouped(count))
 }
 
 /// A count with separators: `1,234,567`.

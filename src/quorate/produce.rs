@@ -63,11 +63,19 @@ impl Tally {
 fn lines(args: &ProduceArgs) -> Result<mpsc::Receiver<io::Result<Vec<Vec<u8>>>>, Failure> {
     let mut source: BufReader<Box<dyn Read + Send>> = match &args.file {
         Some(path) => {
-            let file = File::open(path)
-                .map_err(|error| Failure::new(format!("cannot read {}", path.display()), error))?;
+            let failed = |error| Failure::new(format!("cannot read {}", path.display()), error);
+            let file = File::open(path).map_err(failed)?;
+            if file.metadata().map_err(failed)?.is_dir() {
+                return Err(failed(io::ErrorKind::IsADirectory.into()));
+            }
             BufReader::with_capacity(1 << 20, Box::new(file))
         }
-        None => BufReader::with_capacity(1 << 16, Box::new(io::stdin())),
+        None => {
+            if io::stdin().is_terminal() {
+                eprintln!("a record a line; Ctrl-D ends");
+            }
+            BufReader::with_capacity(1 << 16, Box::new(io::stdin()))
+        }
     };
     let (sender, receiver) = mpsc::channel(BLOCKS);
     std::thread::spawn(move || {
@@ -109,8 +117,8 @@ fn bar() -> Option<ProgressBar> {
         return None;
     }
     let bar = ProgressBar::new_spinner();
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {human_pos} records, {per_sec}") {
-        bar.set_style(style);
+    if let Ok(style) = ProgressStyle::with_template(output::RECORDS_SO_FAR) {
+        bar.set_style(style.with_key("rate", output::rate));
     }
     bar.enable_steady_tick(Duration::from_millis(100));
     Some(bar)
@@ -248,8 +256,8 @@ fn report(global: &Global, args: &ProduceArgs, tally: &Tally, took: Duration) ->
             "records_per_second": rate,
         })),
         OutputFormat::Text => output::line(format!(
-            "{} records acknowledged in {seconds:.2} s ({} records/s)",
-            grouped(tally.acknowledged),
+            "{} acknowledged in {seconds:.2} s ({} records/s)",
+            output::counted(tally.acknowledged, "record", "records"),
             grouped(rate as u64)
         )),
     }

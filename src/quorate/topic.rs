@@ -4,7 +4,7 @@ use quorate_proto::v1;
 use serde_json::{Value, json};
 
 use crate::cli::{Global, OutputFormat, TopicCommand};
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::output::{self, Column};
 use crate::{client, told};
 
@@ -13,6 +13,18 @@ pub(crate) fn hex(id: &[u8]) -> String {
 }
 
 pub(crate) async fn run(global: &Global, command: TopicCommand) -> Outcome {
+    if let TopicCommand::Alter {
+        name,
+        config,
+        unset,
+        ..
+    } = &command
+        && config.is_empty()
+        && unset.is_empty()
+    {
+        let failure = Failure::usage(format!("topic {name} was not altered"), "nothing to change");
+        return Err(failure.hint("give --config KEY=VALUE or --unset KEY"));
+    }
     let client = client(global)?;
     match command {
         TopicCommand::Create {
@@ -20,6 +32,7 @@ pub(crate) async fn run(global: &Global, command: TopicCommand) -> Outcome {
             partitions,
             replication_factor,
             config,
+            ..
         } => {
             let created = client
                 .create_topic(
@@ -33,10 +46,14 @@ pub(crate) async fn run(global: &Global, command: TopicCommand) -> Outcome {
             match global.output {
                 OutputFormat::Json => output::json(&described(&created)),
                 OutputFormat::Text => {
-                    let replicas = created.partitions.first().map_or(0, |p| p.replicas.len());
+                    let count = created.partitions.len() as u64;
+                    let replicas = created.partitions.first();
+                    let replicas = replicas.map_or(0, |p| p.replicas.len()) as u64;
                     output::line(format!(
-                        "created topic {name}: {} partitions, {replicas} replicas each",
-                        created.partitions.len()
+                        "created topic {name}: {}, {}{}",
+                        output::counted(count, "partition", "partitions"),
+                        output::counted(replicas, "replica", "replicas"),
+                        if count == 1 { "" } else { " each" },
                     ))
                 }
             }
@@ -71,7 +88,7 @@ pub(crate) async fn run(global: &Global, command: TopicCommand) -> Outcome {
                 }
             }
         }
-        TopicCommand::Describe { name } => {
+        TopicCommand::Describe { name, .. } => {
             let topic = client
                 .describe_topic(&name)
                 .await
@@ -85,6 +102,7 @@ pub(crate) async fn run(global: &Global, command: TopicCommand) -> Outcome {
             name,
             config,
             unset,
+            ..
         } => {
             let altered = client
                 .alter_topic(&name, config.into_iter().collect(), unset)
@@ -95,7 +113,7 @@ pub(crate) async fn run(global: &Global, command: TopicCommand) -> Outcome {
                 OutputFormat::Text => describe(&altered),
             }
         }
-        TopicCommand::Delete { name } => {
+        TopicCommand::Delete { name, .. } => {
             client
                 .delete_topic(&name)
                 .await
