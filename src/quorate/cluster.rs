@@ -1,15 +1,16 @@
 //! `quorate cluster`.
 
-use quorate_client::Client;
+use quorate_client::{Client, ClientError};
+use quorate_config::Key;
 use quorate_proto::v1;
-use quorate_types::{NodeId, Timestamp};
+use quorate_types::NodeId;
 use serde_json::{Value, json};
 
 use crate::cli::{ClusterCommand, Global, OutputFormat};
 use crate::failure::{Failure, Outcome};
+use crate::logging::DEFAULT_LEVELS;
 use crate::output::{self, Column};
-use crate::parse::rfc3339;
-use crate::{client, told};
+use crate::{client, cluster_events, told};
 
 fn state(broker: &v1::BrokerDescription) -> &'static str {
     match broker.state() {
@@ -26,7 +27,7 @@ fn address(endpoint: Option<&v1::Endpoint>) -> String {
 pub(crate) async fn run(global: &Global, command: ClusterCommand) -> Outcome {
     let client = client(global)?;
     match command {
-        ClusterCommand::Events { follow } => return events(global, follow).await,
+        ClusterCommand::Events { follow } => return cluster_events::run(global, follow).await,
         ClusterCommand::LogLevel { node, level } => {
             return log_level(global, &client, node, level).await;
         }
@@ -50,8 +51,30 @@ async fn log_level(
     node: Option<NodeId>,
     level: Option<String>,
 ) -> Outcome {
-    let told = |error| told("the log's levels are not known to have changed", &error);
-    let answer = client.log_level(node, level).await.map_err(told)?;
+    const UNCHANGED: &str = "the log's levels were not changed";
+    if let Some(level) = level.as_deref().filter(|level| *level != DEFAULT_LEVELS) {
+        let key = Key::find("log-level").expect("it is a setting");
+        key.check(level).map_err(|why| {
+            Failure::usage(UNCHANGED, format!("{level:?}: {why}")).hint(
+                "error, warn, info, debug or trace, also by part, or default for those of the start",
+            )
+        })?;
+    }
+    let changes = level.is_some();
+    let answer = client.log_level(node, level).await.map_err(|error| {
+        let what = match &error {
+            _ if !changes => "the log's levels are not known",
+            ClientError::Refused(info) if !info.code.is_retriable() => UNCHANGED,
+            _ => "the log's levels are not known to have changed",
+        };
+        told(what, &error)
+    })?;
+    if changes && node.is_none() {
+        eprintln!(
+            "only node {} was asked; --node names another",
+            answer.node_id
+        );
+    }
     match global.output {
         OutputFormat::Json => output::json(&json!({
             "node_id": answer.node_id,
@@ -87,19 +110,32 @@ fn status(global: &Global, cluster: &v1::DescribeClusterResponse) -> Outcome {
             "under_replicated_partitions": thin,
         }))?,
         OutputFormat::Text => {
+            let node = cluster.node_id;
+            if cluster.cluster_id.is_empty() {
+                output::line(format!(
+                    "cluster     none yet: node {node} waits for the other controllers"
+                ))?;
+                return Err(Failure::Said);
+            }
             output::line(format!("cluster     {}", cluster.cluster_id))?;
-            output::line(format!(
-                "controller  {}",
-                output::or_dash(cluster.controller)
-            ))?;
+            let controller = cluster.controller.map_or_else(
+                || {
+                    format!(
+                        "none: the metadata quorum has no leader; what follows is what node \
+                         {node} last knew"
+                    )
+                },
+                |controller| controller.to_string(),
+            );
+            output::line(format!("controller  {controller}"))?;
             output::line(format!(
                 "brokers     {active} of {} active",
                 cluster.brokers.len()
             ))?;
             output::line(format!(
-                "partitions  {} in {} topics: {offline} offline, {thin} under-replicated",
+                "partitions  {} in {}: {offline} offline, {thin} under-replicated",
                 partitions().count(),
-                cluster.topics.len()
+                output::counted(cluster.topics.len() as u64, "topic", "topics"),
             ))?;
         }
     }
@@ -195,35 +231,4 @@ fn quorum(global: &Global, cluster: &v1::DescribeClusterResponse) -> Outcome {
         Column::number("MATCHED", |row| output::or_dash(row.1.matched_index)),
     ];
     output::line(output::table(&columns, &rows))
-}
-
-async fn events(global: &Global, follow: bool) -> Outcome {
-    let failed = |error| told("cannot watch events", &error);
-    let mut events = client(global)?.watch_events(follow).await.map_err(failed)?;
-    loop {
-        let event = match events.message().await {
-            Ok(Some(event)) => event,
-            Ok(None) => return Ok(()),
-            Err(status) => return Err(told("cannot watch events", &status.into())),
-        };
-        match global.output {
-            OutputFormat::Text => {
-                let time = rfc3339(Timestamp::from_millis(event.time_ms));
-                output::line(format!("{time}  {}", event.text))?;
-            }
-            OutputFormat::Json => output::json_line(&json!({
-                "index": event.index,
-                "time_ms": event.time_ms,
-                "kind": event.kind,
-                "node_id": event.node_id,
-                "topic": event.topic,
-                "partition": event.partition,
-                "leader": event.leader,
-                "leader_epoch": event.leader_epoch,
-                "isr": event.isr,
-                "cause": event.cause,
-                "text": event.text,
-            }))?,
-        }
-    }
 }

@@ -7,6 +7,7 @@ mod bench_failover;
 mod bench_report;
 mod cli;
 mod cluster;
+mod cluster_events;
 mod consume;
 mod dev;
 mod dev_control;

@@ -9,8 +9,15 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
+/// What is wanted to go back to the levels of the start.
+pub(crate) const DEFAULT_LEVELS: &str = "default";
+
+/// Parts that are too talkative to follow a change that does not name them.
+const QUIET: [&str; 2] = ["openraft", "sled"];
+
 /// The process's log.
 pub(crate) struct Logging {
+    start: String,
     filter: reload::Handle<EnvFilter, Registry>,
 }
 
@@ -36,18 +43,26 @@ impl Logging {
             .with(format)
             .try_init()
             .map_err(|error| error.to_string())?;
-        Ok(Self { filter: handle })
+        Ok(Self {
+            start: levels.to_owned(),
+            filter: handle,
+        })
     }
 
     /// Tells the levels, and changes them.
     pub(crate) fn control(&self) -> LogControl {
-        let handle = self.filter.clone();
+        let (handle, start) = (self.filter.clone(), self.start.clone());
         Arc::new(move |wanted: Option<&str>| {
             if let Some(levels) = wanted {
                 let key = Key::find("log-level").expect("it is a setting");
-                key.check(levels)
-                    .map_err(|why| format!("log-level: {why}"))?;
-                let filter = parse(levels)?;
+                let levels = if levels == DEFAULT_LEVELS {
+                    start.clone()
+                } else {
+                    key.check(levels)
+                        .map_err(|why| format!("log-level: {why}"))?;
+                    with_quiet_parts(levels)
+                };
+                let filter = parse(&levels)?;
                 handle.reload(filter).map_err(|error| error.to_string())?;
                 tracing::warn!(levels, "log levels changed");
             }
@@ -57,10 +72,51 @@ impl Logging {
     }
 }
 
+/// The levels with those of the talkative parts, where all of them would be lifted unnamed.
+fn with_quiet_parts(levels: &str) -> String {
+    let given: Vec<&str> = levels.split(',').map(str::trim).collect();
+    let lifts = |one: &&str| ["info", "debug", "trace"].contains(&one.to_lowercase().as_str());
+    if !given.iter().any(lifts) {
+        return levels.to_owned();
+    }
+    let names = |part: &str| {
+        given.iter().any(|one| {
+            let rest = one.strip_prefix(part);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['=', ':', '[']))
+        })
+    };
+    let mut all = levels.to_owned();
+    for part in QUIET.into_iter().filter(|part| !names(part)) {
+        all.push_str(&format!(",{part}=warn"));
+    }
+    all
+}
+
 fn parse(levels: &str) -> Result<EnvFilter, String> {
     let refused = |why: &dyn std::fmt::Display| format!("log-level = {levels:?}: {why}");
     // A filter takes a word that is no level for the name of a part, and logs all of that.
     let key = Key::find("log-level").expect("it is a setting");
     key.check(levels).map_err(|why| refused(&why))?;
     EnvFilter::try_new(levels).map_err(|error| refused(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn talkative_parts_stay_quiet_unless_they_are_named() {
+        for (given, all) in [
+            ("debug", "debug,openraft=warn,sled=warn"),
+            ("info,sled=trace", "info,sled=trace,openraft=warn"),
+            (
+                "debug,openraft::core=info",
+                "debug,openraft::core=info,sled=warn",
+            ),
+            ("error", "error"),
+            ("quorate_broker=debug", "quorate_broker=debug"),
+        ] {
+            assert_eq!(with_quiet_parts(given), all);
+        }
+    }
 }
