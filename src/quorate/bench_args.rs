@@ -77,7 +77,7 @@ pub struct LengthArgs {
     pub duration: Option<Duration>,
 
     /// What is sent so long before is not measured
-    #[arg(long, value_parser = run_duration, default_value = "1s")]
+    #[arg(long, value_parser = warm_up, default_value = "1s")]
     pub warm_up: Duration,
 }
 
@@ -94,7 +94,7 @@ pub struct WriteArgs {
     pub producers: u16,
 
     /// When a record counts as written
-    #[arg(long, value_enum, default_value_t = AcksArg::All)]
+    #[arg(long, value_enum, default_value_t = AcksArg::All, allow_negative_numbers = true)]
     pub acks: AcksArg,
 
     /// How batches are compressed
@@ -153,7 +153,7 @@ pub struct ConsumeBench {
     pub duration: Duration,
 
     /// What is read so long at first is not measured
-    #[arg(long, value_parser = run_duration, default_value = "0s")]
+    #[arg(long, value_parser = warm_up, default_value = "0s")]
     pub warm_up: Duration,
 
     /// Bytes of a record's value in a topic of its own
@@ -209,7 +209,7 @@ pub struct FailoverBench {
     pub duration: Option<Duration>,
 
     /// Write so long before anything counts
-    #[arg(long, value_parser = run_duration, default_value = "1s")]
+    #[arg(long, value_parser = warm_up, default_value = "1s")]
     pub warm_up: Duration,
 
     /// Records a second over all partitions, with acks=all
@@ -242,8 +242,16 @@ fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Reads a duration of at most a day.
+/// Reads a duration above nothing of at most a day.
 fn run_duration(text: &str) -> Result<Duration, String> {
+    match warm_up(text)? {
+        Duration::ZERO => Err("must be more than 0s".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
+/// Reads a duration of at most a day.
+fn warm_up(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         long if long > LONGEST => Err("must be at most 24h".to_owned()),
         duration => Ok(duration),
@@ -262,5 +270,7 @@ mod tests {
         }
         assert_eq!(run_duration("24h"), Ok(LONGEST));
         assert!(run_duration("25h").is_err());
+        assert!(run_duration("0s").is_err());
+        assert_eq!(warm_up("0s"), Ok(Duration::ZERO));
     }
 }

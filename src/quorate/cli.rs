@@ -10,7 +10,9 @@ use quorate_types::{Acks, Endpoint, NodeId};
 
 use crate::bench_args::BenchCommand;
 use crate::log_args::LogCommand;
-use crate::parse::{Start, config_pair, delivery_timeout, header_pair, start};
+use crate::parse::{
+    Start, config_pair, delivery_timeout, header_pair, no_groups, no_topic_flag, start,
+};
 use crate::server_args::ServerArgs;
 
 /// A replicated log in one binary.
@@ -25,7 +27,8 @@ use crate::server_args::ServerArgs;
     after_help = "Example: a whole cluster on this machine, and a record through it\n  \
     quorate dev\n  \
     echo hello | quorate produce demo\n  \
-    quorate consume demo --from beginning --exit-at-end"
+    quorate consume demo --from beginning --exit-at-end\n\n\
+    Exits with 0 when all that was asked is done, with 2 for wrong usage, with 1 otherwise."
 )]
 pub struct Cli {
     /// What to do.
@@ -43,6 +46,7 @@ pub struct Global {
     #[arg(
         long,
         global = true,
+        help_heading = "Connection",
         env = "QUORATE_BOOTSTRAP",
         value_delimiter = ',',
         default_value = "127.0.0.1:7070",
@@ -54,6 +58,7 @@ pub struct Global {
     #[arg(
         long,
         global = true,
+        help_heading = "Output",
         value_enum,
         env = "QUORATE_OUTPUT",
         default_value_t = OutputFormat::Text
@@ -78,22 +83,41 @@ pub enum Command {
     /// Run one node
     #[command(after_help = "Example: the first of three nodes\n  \
         quorate server --node-id 1 --data-dir /var/lib/quorate \\\n    \
-        --controllers 1@a:7071,2@b:7071,3@c:7071 --advertise a:7070\n\n\
-        Every setting may stand in a TOML file under the flag's name (topic settings in quotes, as\n\
-        defaults of new topics), in the environment, or be given as a flag; the last wins.")]
+        --controllers 1@a:7071,2@b:7071,3@c:7071 \\\n    \
+        --advertise a:7070 --internal-advertise a:7071\n\n\
+        Every setting may stand in a TOML file under the flag's name, in the environment, or be given\n\
+        as a flag; the last wins. Defaults of new topics stand in the file only, in quotes:\n\
+        \"min.insync.replicas\", \"max.message.bytes\", \"segment.bytes\", \"segment.ms\",\n\
+        \"message.timestamp.type\", \"compression.type\", \"durability\".")]
     Server(ServerArgs),
     /// Create, list, describe, alter and delete topics
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  \
+            quorate topic create orders --partitions 6\n  \
+            quorate topic list\n  \
+            quorate topic describe orders"
+    )]
     Topic(TopicCommand),
     /// Write records: one a line, from stdin or a file
     Produce(ProduceArgs),
     /// Read records
     Consume(ConsumeArgs),
     /// Measure a cluster: throughput, latencies, gaps at a failover
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  \
+            quorate bench produce --duration 30s\n  \
+            quorate bench failover --kill          with a running `quorate dev`"
+    )]
     Bench(Box<BenchCommand>),
     /// Look at the cluster
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  \
+            quorate cluster status && echo all is well\n  \
+            quorate cluster events --follow"
+    )]
     Cluster(ClusterCommand),
     /// Print a script that completes commands and flags in a shell
     #[command(after_help = "Example, for bash in this session:\n  \
@@ -105,7 +129,12 @@ pub enum Command {
     /// Ask one node whether it takes part in the cluster; exits with 1 when it does not
     Healthcheck(HealthcheckArgs),
     /// Look at the data of a node that is stopped
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  \
+            quorate log verify /var/lib/quorate\n  \
+            quorate log dump /var/lib/quorate --partition orders-0 --records --max 10"
+    )]
     Log(LogCommand),
 }
 
@@ -139,27 +168,40 @@ pub struct DevArgs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
 pub enum DevAction {
     /// Kill a node with SIGKILL: it gets no chance to say goodbye
+    #[command(after_help = "Example:\n  quorate dev kill 2")]
     Kill {
         /// The node's number
         node: u32,
     },
     /// Start a node that is down
+    #[command(after_help = "Example:\n  quorate dev start 2")]
     Start {
         /// The node's number
         node: u32,
     },
     /// Freeze a node with SIGSTOP: its connections stay open, nothing answers
+    #[command(after_help = "Example:\n  quorate dev pause 2")]
     Pause {
         /// The node's number
         node: u32,
     },
     /// Let a frozen node go on
+    #[command(after_help = "Example:\n  quorate dev resume 2")]
     Resume {
         /// The node's number
         node: u32,
     },
     /// Stop the whole cluster cleanly
+    #[command(after_help = "Example:\n  quorate dev stop --data-dir ./data")]
     Stop,
+}
+
+/// Kafka's tools take the topic's name as a flag; whoever gives it so is told.
+#[derive(Debug, Args)]
+pub struct NoTopicFlag {
+    /// Never has a value.
+    #[arg(long, hide = true, value_parser = no_topic_flag)]
+    pub topic: Option<String>,
 }
 
 /// `quorate topic`.
@@ -171,6 +213,8 @@ pub enum TopicCommand {
     Create {
         /// The topic's name: a-z, A-Z, 0-9, '.', '_', '-'
         name: String,
+        #[command(flatten)]
+        no_flag: NoTopicFlag,
         /// How many partitions
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         partitions: u32,
@@ -189,6 +233,8 @@ pub enum TopicCommand {
     Describe {
         /// The topic's name
         name: String,
+        #[command(flatten)]
+        no_flag: NoTopicFlag,
     },
     /// Change settings of a topic while it is in use
     #[command(after_help = "Example:\n  \
@@ -196,11 +242,13 @@ pub enum TopicCommand {
     Alter {
         /// The topic's name
         name: String,
+        #[command(flatten)]
+        no_flag: NoTopicFlag,
         /// A setting by Kafka's name; may be repeated
         #[arg(long = "config", value_parser = config_pair, value_name = "KEY=VALUE")]
         config: Vec<(String, String)>,
         /// A setting that goes back to its default; may be repeated
-        #[arg(long, value_name = "KEY", required_unless_present = "config")]
+        #[arg(long, value_name = "KEY")]
         unset: Vec<String>,
     },
     /// Delete a topic with all its records
@@ -208,6 +256,8 @@ pub enum TopicCommand {
     Delete {
         /// The topic's name
         name: String,
+        #[command(flatten)]
+        no_flag: NoTopicFlag,
     },
 }
 
@@ -215,6 +265,8 @@ pub enum TopicCommand {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum AcksArg {
     /// When every in-sync replica has it.
+    // Kafka's number for it, which its users type.
+    #[value(alias = "-1")]
     All,
     /// When the leader has appended it.
     #[value(name = "1")]
@@ -267,7 +319,7 @@ pub struct ProduceArgs {
     pub partition: Option<u32>,
 
     /// When a record counts as written
-    #[arg(long, value_enum, default_value_t = AcksArg::All)]
+    #[arg(long, value_enum, default_value_t = AcksArg::All, allow_negative_numbers = true)]
     pub acks: AcksArg,
 
     /// How batches are compressed
@@ -296,7 +348,8 @@ pub struct ConsumeArgs {
     #[arg(required = true)]
     pub topics: Vec<String>,
 
-    /// Where to begin: beginning, end, an offset, or a time as 2026-01-31T12:00:00Z
+    /// Where to begin: beginning, end, an offset, or a time as 2026-01-31T12:00:00Z, 2026-01-31 (in
+    /// UTC) or @1795614975844 (ms)
     #[arg(long, value_parser = start, default_value = "end")]
     pub from: Start,
 
@@ -315,6 +368,10 @@ pub struct ConsumeArgs {
     /// Tell of records that cannot be decoded, on stderr, and go on behind them, rather than stop
     #[arg(long)]
     pub skip_corrupt: bool,
+
+    /// There are none; whoever asks for one is told.
+    #[arg(long, hide = true, value_parser = no_groups)]
+    pub group: Option<String>,
 
     /// A template, json or raw [default: {value}, with --output json: json]
     #[arg(long, value_name = "FORMAT")]
@@ -343,12 +400,14 @@ pub enum ClusterCommand {
     /// Tell what a node logs, or change it until its next start
     #[command(after_help = "Examples:\n  \
         quorate cluster log-level --node 2\n  \
-        quorate cluster log-level --node 2 info,quorate_replication=debug")]
+        quorate cluster log-level --node 2 info,quorate_replication=debug\n  \
+        quorate cluster log-level --node 2 default")]
     LogLevel {
-        /// Which node; by default the first that answers
+        /// Which node; by default the first that answers, and only that one
         #[arg(long)]
         node: Option<NodeId>,
-        /// The new levels: error, warn, info, debug or trace, also by part
+        /// The new levels: error, warn, info, debug or trace, also by part (openraft and sled stay at
+        /// warn where they are not named), or default: those of the node's start
         level: Option<String>,
     },
 }

@@ -5,12 +5,12 @@ use std::io::{self, BufWriter, Write};
 
 use quorate_client::{Assignment, Client, ClientError, Consumed, ConsumerOptions};
 use quorate_proto::v1::list_offsets_request::{Earliest, Latest, Position};
-use quorate_types::{Offset, PartitionId};
+use quorate_types::{ErrorCode, Offset, PartitionId};
 
 use crate::cli::{ConsumeArgs, Global, OutputFormat};
 use crate::failure::{Failure, Outcome};
 use crate::format::Format;
-use crate::parse::Start;
+use crate::parse::{HOW_A_TIME_IS_WRITTEN, Start};
 use crate::{client, told};
 
 /// Where to begin in each partition, and where `--exit-at-end` ends.
@@ -96,6 +96,11 @@ async fn plan(client: &Client, args: &ConsumeArgs) -> Result<Plan, Failure> {
             };
             let start = start.unwrap_or_default();
             if args.exit_at_end && start >= end {
+                if start > end {
+                    let why = format!("OFFSET_OUT_OF_RANGE: {topic}-{number} ends at offset {end}");
+                    let what = format!("cannot read {topic} from offset {start}");
+                    return Err(Failure::new(what, why).hint(HOW_A_TIME_IS_WRITTEN));
+                }
                 continue;
             }
             plan.ends.insert((topic.clone(), partition), end);
@@ -111,6 +116,9 @@ async fn plan(client: &Client, args: &ConsumeArgs) -> Result<Plan, Failure> {
 
 pub(crate) async fn run(global: &Global, args: ConsumeArgs) -> Outcome {
     let format = checked(global.output, &args)?;
+    if args.exit_at_end && args.from == Start::End {
+        eprintln!("nothing will be printed: it begins at the end; see --from");
+    }
     let client = client(global)?;
     let Plan { assigned, mut ends } = plan(&client, &args).await?;
     let mut out = BufWriter::with_capacity(1 << 16, io::stdout());
@@ -166,7 +174,13 @@ fn skipped(error: ClientError, skip: bool) -> Result<((String, PartitionId), Off
         ..
     } = &error
     else {
-        return Err(told("reading stopped", &error));
+        let out_of_range = error.code() == Some(ErrorCode::OffsetOutOfRange);
+        let failure = told("reading stopped", &error);
+        return Err(if out_of_range {
+            failure.hint(HOW_A_TIME_IS_WRITTEN)
+        } else {
+            failure
+        });
     };
     if !skip {
         return Err(Failure::new("reading stopped", &error).hint(format!(

@@ -81,7 +81,8 @@ async fn cluster(global: &Global, args: DevArgs) -> Outcome {
         binary: std::env::current_exe().map_err(failed)?,
         nodes,
         directory: directory.clone(),
-        server_arguments: Vec::new(),
+        // As many as the usual limit of open files allows.
+        server_arguments: ["--max-connections", "2000"].map(str::to_owned).into(),
         logs: NodeLogs::Prefixed,
     })
     .map_err(failed)?;

@@ -63,8 +63,16 @@ impl Format {
                     chars.next();
                     plain.push(next);
                 }
+                '}' => return Err("a } that closes nothing; }} stands for one".to_owned()),
                 '{' => {
-                    let name: String = chars.by_ref().take_while(|c| *c != '}').collect();
+                    let mut name = String::new();
+                    loop {
+                        match chars.next() {
+                            Some('}') => break,
+                            Some(of_name) => name.push(of_name),
+                            None => return Err(format!("{{{name} is not closed by a }}")),
+                        }
+                    }
                     if !plain.is_empty() {
                         pieces.push(Piece::Text(std::mem::take(&mut plain)));
                     }
@@ -213,6 +221,10 @@ mod tests {
         assert_eq!(shown("raw", b"v"), "v");
         assert!(Format::parse("{nothing}").is_err());
         assert!(Format::parse("\\x").is_err());
+        for (wrong, says) in [("{value", "not closed"), ("{value}}", "closes nothing")] {
+            let why = Format::parse(wrong).unwrap_err();
+            assert!(why.contains(says), "{wrong}: {why}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod bench_args;
 mod bench_failover;
 mod bench_report;
 mod cli;
+mod cli_read;
 mod cluster;
 mod cluster_events;
 mod consume;
@@ -33,7 +34,6 @@ mod topic;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
 use quorate_client::{Client, ClientError, ClientOptions};
 use quorate_types::ErrorCode;
@@ -48,7 +48,7 @@ pub use crate::node_plan::{NodePlan, controllers};
 
 /// Runs the command line: 0 when all that was asked is done, 2 for wrong usage, 1 otherwise.
 pub fn main() -> ExitCode {
-    match begin(Cli::parse()) {
+    match begin(cli_read::read()) {
         Ok(()) | Err(Failure::ClosedPipe) => ExitCode::SUCCESS,
         Err(Failure::Said) => ExitCode::FAILURE,
         Err(told) => {
@@ -93,7 +93,7 @@ fn begin(cli: Cli) -> Outcome {
 /// Prints a shell's completions.
 fn complete(shell: Shell) -> Outcome {
     let mut script = Vec::new();
-    let mut command = Cli::command();
+    let mut command = cli_read::command();
     clap_complete::generate(shell, &mut command, "quorate", &mut script);
     output::line(String::from_utf8_lossy(&script).trim_end())
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use crate::parse::no_directory_flag;
+
 /// `quorate log`.
 #[derive(Debug, Subcommand)]
 pub enum LogCommand {
@@ -24,6 +26,10 @@ pub enum LogCommand {
 pub struct DumpArgs {
     /// A data directory, a directory below its logs, or a segment (.log)
     pub path: PathBuf,
+
+    /// Never has a value: whoever gives it is told.
+    #[arg(long, hide = true, value_parser = no_directory_flag)]
+    pub data_dir: Option<String>,
 
     /// Print the records of each batch too: key and value as text, or as base64
     #[arg(long)]
@@ -56,6 +62,10 @@ pub struct DumpArgs {
 pub struct VerifyArgs {
     /// A data directory, a directory below its logs, or a segment (.log)
     pub path: PathBuf,
+
+    /// Never has a value: whoever gives it is told.
+    #[arg(long, hide = true, value_parser = no_directory_flag)]
+    pub data_dir: Option<String>,
 }
 
 /// Reads `topic-3`.

@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
-use chrono::DateTime;
+use chrono::{DateTime, NaiveDate};
 use quorate_types::{Offset, Timestamp};
+
+/// For whoever has written a time in another way.
+pub const HOW_A_TIME_IS_WRITTEN: &str =
+    "a time is written 2026-01-31T12:00:00Z, 2026-01-31 or @1795614975844";
 
 /// Where a consumer begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,23 +22,47 @@ pub enum Start {
     Time(Timestamp),
 }
 
-/// Reads `beginning`, `end`, an offset or an RFC 3339 time.
+/// Reads `beginning`, `end` (or Kafka's `earliest`, `latest`), an offset, an RFC 3339 time, a date
+/// (its beginning in UTC) or `@` with milliseconds since 1970.
 pub fn start(text: &str) -> Result<Start, String> {
+    let wrong = || format!("must be beginning, end, an offset or a time; {HOW_A_TIME_IS_WRITTEN}");
     match text {
-        "beginning" => return Ok(Start::Beginning),
-        "end" => return Ok(Start::End),
+        "beginning" | "earliest" => return Ok(Start::Beginning),
+        "end" | "latest" => return Ok(Start::End),
         _ => {}
+    }
+    if let Some(millis) = text.strip_prefix('@') {
+        let millis = millis.parse().map_err(|_| wrong())?;
+        return Ok(Start::Time(Timestamp::from_millis(millis)));
     }
     if text.bytes().all(|byte| byte.is_ascii_digit())
         && let Ok(offset) = text.parse::<i64>()
     {
         return Ok(Start::At(Offset::new(offset.unsigned_abs())));
     }
-    DateTime::parse_from_rfc3339(text)
-        .map(|time| Start::Time(Timestamp::from_millis(time.timestamp_millis())))
-        .map_err(|_| {
-            "must be beginning, end, an offset or a time like 2026-01-31T12:00:00Z".to_owned()
-        })
+    let date = text.parse::<NaiveDate>().ok();
+    let time = match date.and_then(|date| date.and_hms_opt(0, 0, 0)) {
+        Some(midnight) => midnight.and_utc().timestamp_millis(),
+        None => DateTime::parse_from_rfc3339(text)
+            .map_err(|_| wrong())?
+            .timestamp_millis(),
+    };
+    Ok(Start::Time(Timestamp::from_millis(time)))
+}
+
+/// Refuses `--topic`.
+pub fn no_topic_flag(_: &str) -> Result<String, String> {
+    Err("the topic's name stands without a flag".to_owned())
+}
+
+/// Refuses `--group`.
+pub fn no_groups(_: &str) -> Result<String, String> {
+    Err("there are no consumer groups yet; read from a place that you keep, with --from".to_owned())
+}
+
+/// Refuses `--data-dir` where the directory stands by itself.
+pub fn no_directory_flag(_: &str) -> Result<String, String> {
+    Err("the directory stands without a flag".to_owned())
 }
 
 /// Reads a topic setting, `key=value`.
@@ -83,7 +111,20 @@ mod tests {
         assert_eq!(start("42"), Ok(Start::At(Offset::new(42))));
         let time = start("1970-01-01T01:00:01+01:00");
         assert_eq!(time, Ok(Start::Time(Timestamp::from_millis(1_000))));
-        for wrong in ["", "-1", "yesterday", "99999999999999999999"] {
+        let midnight = Start::Time(Timestamp::from_millis(1_769_817_600_000));
+        assert_eq!(start("2026-01-31"), Ok(midnight));
+        assert_eq!(start("@1769817600000"), Ok(midnight));
+        assert_eq!(start("earliest"), Ok(Start::Beginning));
+        assert_eq!(start("latest"), Ok(Start::End));
+        for wrong in [
+            "",
+            "-1",
+            "@",
+            "@now",
+            "2026-13-01",
+            "yesterday",
+            "99999999999999999999",
+        ] {
             assert!(start(wrong).is_err(), "{wrong:?}");
         }
     }
