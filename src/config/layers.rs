@@ -208,6 +208,12 @@ impl Layers {
             let value = value
                 .to_str()
                 .ok_or_else(|| ConfigError::new(&place, format!("{name}: is not UTF-8")))?;
+            let topic = name.replace('-', ".");
+            if TopicSettings::KEYS.contains(&topic.as_str()) {
+                let what = format!("{topic}: a topic setting can stand only in the file");
+                let hint = "or give it to one topic: `quorate topic create NAME --config …`";
+                return Err(ConfigError::new(place, what).hint(hint));
+            }
             self = self.set(&name, value, place)?;
         }
         Ok(self)
@@ -361,6 +367,12 @@ mod tests {
         let unknown = Layers::default().environment(variable).unwrap_err();
         assert_eq!(unknown.place, "environment, QUORATE_MAX_CONECTIONS");
         assert_eq!(unknown.hint.unwrap(), "did you mean max-connections?");
+        let variable = variables(&[("QUORATE_MIN_INSYNC_REPLICAS", "3")]);
+        let elsewhere = Layers::default().environment(variable).unwrap_err();
+        assert!(
+            elsewhere.to_string().contains("only in the file"),
+            "{elsewhere}"
+        );
     }
 
     #[test]

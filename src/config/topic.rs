@@ -52,15 +52,18 @@ pub struct InvalidSetting {
     pub reason: String,
 }
 
+const BYTES: &str = " of bytes (1 MiB is 1048576)";
+const MILLISECONDS: &str = " of milliseconds (1 hour is 3600000)";
 const CODECS: &str = "producer, uncompressed, gzip, snappy, lz4 or zstd";
 
-fn in_range<T>(value: &str, low: T, high: T) -> Result<T, String>
+/// Reads a number; `of` names its unit, with an example.
+fn in_range<T>(value: &str, low: T, high: T, of: &str) -> Result<T, String>
 where
     T: std::str::FromStr + PartialOrd + std::fmt::Display,
 {
     match value.parse::<T>() {
         Ok(number) if number >= low && number <= high => Ok(number),
-        _ => Err(format!("must be a number from {low} to {high}")),
+        _ => Err(format!("must be a number{of} from {low} to {high}")),
     }
 }
 
@@ -94,10 +97,12 @@ impl TopicSettings {
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
         match key {
-            "min.insync.replicas" => self.min_insync_replicas = in_range(value, 1, 32)?,
-            "max.message.bytes" => self.max_message_bytes = in_range(value, 61, 64 << 20)?,
-            "segment.bytes" => self.segment_bytes = in_range(value, 1 << 10, 2 << 30)?,
-            "segment.ms" => self.segment_ms = in_range(value, 1_000, i64::MAX as u64)?,
+            "min.insync.replicas" => self.min_insync_replicas = in_range(value, 1, 32, "")?,
+            "max.message.bytes" => self.max_message_bytes = in_range(value, 61, 64 << 20, BYTES)?,
+            "segment.bytes" => self.segment_bytes = in_range(value, 1 << 10, 2 << 30, BYTES)?,
+            "segment.ms" => {
+                self.segment_ms = in_range(value, 1_000, i64::MAX as u64, MILLISECONDS)?
+            }
             "message.timestamp.type" => {
                 self.timestamp_type = match value {
                     "CreateTime" => TimestampType::CreateTime,
@@ -171,5 +176,8 @@ mod tests {
                 "{error}"
             );
         }
+        let told = |key, value| parse(key, value).unwrap_err().reason;
+        assert!(told("segment.bytes", "1GiB").starts_with("must be a number of bytes "));
+        assert!(told("segment.ms", "1h").starts_with("must be a number of milliseconds "));
     }
 }

@@ -117,7 +117,8 @@ impl Change<'_> {
         let mut topic = old.clone();
         for key in &alter.unset {
             if !TopicSettings::KEYS.contains(&key.as_str()) {
-                let message = format!("{key}: unknown setting");
+                let known = TopicSettings::KEYS.join(", ");
+                let message = format!("{key}: unknown setting; known are {known}");
                 return Outcome::refused(ErrorCode::InvalidConfig, message);
             }
             if alter.set.contains_key(key) {
