@@ -12,6 +12,12 @@ use crate::events::{Action, ProposalId, ProposalResult, Timing};
 use crate::faults::Faults;
 use crate::leader::{Proposal, ReplicaLeader};
 
+/// `1,2,3`, for people.
+pub(crate) fn listed<'a>(nodes: impl IntoIterator<Item = &'a NodeId>) -> String {
+    let nodes: Vec<String> = nodes.into_iter().map(ToString::to_string).collect();
+    nodes.join(",")
+}
+
 impl<F: Faults> ReplicaLeader<F> {
     fn is_caught_up(&self, node: NodeId, timing: &Timing, now: Duration) -> bool {
         self.followers.get(&node).is_some_and(|follower| {
@@ -68,7 +74,7 @@ impl<F: Faults> ReplicaLeader<F> {
                 return;
             };
             info!(
-                %partition, epoch = %self.epoch, from = ?present, to = ?isr, establish,
+                %partition, epoch = %self.epoch, from = %listed(present), to = %listed(&isr), establish,
                 "ISR proposed"
             );
             self.proposed.extend(isr);

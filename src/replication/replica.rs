@@ -15,6 +15,7 @@ use crate::events::{
 use crate::faults::{Faults, NoFaults};
 use crate::follower::{Followed, ReplicaFollower};
 use crate::leader::ReplicaLeader;
+use crate::leader_isr::listed;
 use crate::leader_produce::Appended;
 use crate::messages::{FollowerMessage, LeaderMessage, Subscribe, SubscriptionError};
 use crate::replica_flush::Notice;
@@ -250,7 +251,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
         }
         let epoch_start = self.log.log_end();
         let isr = &view.registration.isr;
-        info!(partition = %self.id, %epoch, start = %epoch_start, ?isr, "leads");
+        info!(partition = %self.id, %epoch, start = %epoch_start, isr = %listed(isr), "leads");
         let mut leader = Box::new(ReplicaLeader::new(view, epoch_start, cx.now));
         for (from, (stream, subscribe)) in std::mem::take(&mut self.parked) {
             if subscribe.leader_epoch == epoch {
