@@ -20,7 +20,7 @@ use quorate_rpc::{
 };
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
 use tonic_health::ServingStatus;
@@ -67,10 +67,12 @@ struct Part {
 }
 
 impl Part {
-    /// Takes no more calls; those that are open have a moment, streams without end are cut.
-    async fn stop(mut self) {
+    /// Takes no more calls; those that are open have a moment, at most until `until`, streams
+    /// without end are cut.
+    async fn stop(mut self, until: Instant) {
         self.cancel.cancel();
-        if timeout(LAST_CALLS, &mut self.task).await.is_err() {
+        let until = until.min(Instant::now() + LAST_CALLS);
+        if timeout_at(until, &mut self.task).await.is_err() {
             self.task.abort();
         }
     }
@@ -275,6 +277,8 @@ impl Node {
 
     async fn shut_down(self) {
         let within = self.settings.shutdown_timeout;
+        // All the waits for others share it: without a quorum each of them would last its longest.
+        let until = Instant::now() + within + LAST_CALLS;
         info!("shutting down: leaderships move away");
         if self.broker.controlled_shutdown(within).await == ShutdownOutcome::TimedOut {
             warn!(
@@ -282,8 +286,13 @@ impl Node {
                 "the controller did not let this node go in time; stopping all the same"
             );
         }
-        self.quorum.handle.hand_over().await;
-        self.clients.stop().await;
+        if timeout_at(until, self.quorum.handle.hand_over())
+            .await
+            .is_err()
+        {
+            warn!("nobody took the metadata leadership over in time");
+        }
+        self.clients.stop(until).await;
         if let Some(epoch) = self.broker.stop().await {
             // After the last flush: the next start finds everything where it was.
             if let Err(error) = self.directory.write_clean(epoch) {
@@ -293,7 +302,7 @@ impl Node {
         self.cancel.cancel();
         let _ended = self.helpers.join_all().await;
         self.quorum.shutdown().await;
-        self.internal.stop().await;
+        self.internal.stop(until).await;
         info!("stopped");
     }
 }
