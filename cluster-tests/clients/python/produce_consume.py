@@ -12,6 +12,8 @@ from quorate.v1.consumer_pb2_grpc import ConsumerStub
 from quorate.v1.producer_pb2 import ProduceRequest, RecordList
 from quorate.v1.producer_pb2_grpc import ProducerStub
 
+if len(sys.argv) != 4 or not sys.argv[3].isdigit():
+    sys.exit(f"usage: {sys.argv[0]} HOST:PORT TOPIC COUNT")
 node, topic, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 channel = grpc.insecure_channel(node)
 producer, consumer = ProducerStub(channel), ConsumerStub(channel)
