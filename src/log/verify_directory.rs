@@ -144,20 +144,31 @@ fn strays<D: Dir>(dir: &D, findings: &mut Findings) -> Result<BTreeSet<TopicPart
         findings.add(Severity::Note, LOGS, None, None, what);
         return Ok(found);
     }
+    let mut deleted = 0_u64;
     for entry in dir.list(LOGS).map_err(at(LOGS))? {
-        let path = format!("{LOGS}/{}", entry.name);
-        let what = if entry.name.contains(DELETED) {
-            "is a deleted partition, removed after a grace time; not checked"
-        } else {
-            match parse_name(&entry.name) {
-                Some((_, id)) if entry.is_dir => {
-                    found.insert(id);
-                    continue;
-                }
-                _ => "is no partition's directory: left alone, not checked",
+        if entry.name.contains(DELETED) {
+            deleted += 1;
+            continue;
+        }
+        match parse_name(&entry.name) {
+            Some((_, id)) if entry.is_dir => {
+                found.insert(id);
             }
+            _ => {
+                let path = format!("{LOGS}/{}", entry.name);
+                let what = "is no partition's directory: left alone, not checked";
+                findings.add(Severity::Note, &path, None, None, what);
+            }
+        }
+    }
+    // One note of all: a deleted topic leaves many.
+    if deleted > 0 {
+        let what = match deleted {
+            1 => "holds a deleted partition".to_owned(),
+            many => format!("holds {many} deleted partitions"),
         };
-        findings.add(Severity::Note, &path, None, None, what);
+        let what = format!("{what}, removed after a grace time; not checked");
+        findings.add(Severity::Note, LOGS, None, None, what);
     }
     Ok(found)
 }
