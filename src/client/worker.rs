@@ -415,7 +415,7 @@ impl Worker {
                 true
             }
             Err(entry) => {
-                self.in_flight.push_front(entry);
+                self.in_flight.push_front(*entry);
                 false
             }
         }
@@ -480,9 +480,9 @@ impl Worker {
 }
 
 /// Two batches with the records and sequences of one; the same again where it cannot be read.
-fn halves(entry: InFlight) -> Result<(InFlight, InFlight), InFlight> {
+fn halves(entry: InFlight) -> Result<(InFlight, InFlight), Box<InFlight>> {
     let Ok(records) = entry.sealed.batch.records() else {
-        return Err(entry);
+        return Err(Box::new(entry));
     };
     let compression = entry.batch.header().compression;
     let tag = entry.batch.header().producer;
