@@ -79,6 +79,8 @@ struct InFlight {
     sent: Option<Instant>,
     /// It went out on an earlier stream: it may be in the log.
     tried: bool,
+    /// Refused for good, whatever becomes of those before it; it fails when it is the oldest.
+    refused: Option<ErrorInfo>,
 }
 
 struct Stream {
@@ -147,6 +149,7 @@ impl Worker {
     pub(crate) async fn run(mut self) {
         loop {
             self.expire();
+            self.fail_refused();
             self.fill().await;
             if self.in_flight.is_empty() {
                 self.idle().await;
@@ -185,6 +188,7 @@ impl Worker {
                 request_id: 0,
                 sent: None,
                 tried: false,
+                refused: None,
             };
             if let Some(id) = self.id {
                 self.tag(&mut entry, id);
@@ -276,11 +280,14 @@ impl Worker {
         let Some(mut stream) = self.stream.take() else {
             return Ok(Next::Again);
         };
-        for entry in self
+        // What follows one that is refused has no place in the log before that one is given up; and
+        // a leader knows only the last batches again (R11), where some were split, too.
+        let sendable = self
             .in_flight
             .iter_mut()
-            .filter(|entry| entry.sent.is_none())
-        {
+            .take(self.options.in_flight)
+            .take_while(|entry| entry.refused.is_none());
+        for entry in sendable.filter(|entry| entry.sent.is_none()) {
             self.next_request += 1;
             entry.request_id = self.next_request;
             entry.sent = Some(Instant::now());
@@ -360,6 +367,12 @@ impl Worker {
         let code = ErrorCode::from_name(&error.reason);
         debug!(topic = self.topic, partition = %self.partition, reason = error.reason, "refused");
         let gap = code == Some(ErrorCode::OutOfOrderSequenceNumber);
+        // Of all refusals only this one says the same whatever became of those before it; and it
+        // is known that a batch is not in the log that was never sent otherwise.
+        if code == Some(ErrorCode::MessageTooLarge) && !self.in_flight[at].tried {
+            self.refuse_size(at, error);
+            return Next::Go;
+        }
         if at > 0 {
             return Next::Again;
         }
@@ -367,22 +380,12 @@ impl Worker {
             self.failed(format!("{}: {}", error.reason, error.message));
             return Next::Again;
         }
-        if code == Some(ErrorCode::MessageTooLarge) && self.split_oldest() {
-            return Next::Again;
-        }
         if gap && !self.in_flight[at].tried {
             // What this producer wrote is not remembered any more: it begins anew.
             self.renew();
             return Next::Again;
         }
-        let code = code.unwrap_or(ErrorCode::UnknownServerError);
-        let metadata = error.metadata.into_iter().collect();
-        let info = ErrorInfo {
-            code,
-            message: error.message,
-            metadata,
-        };
-        self.fail_oldest(ClientError::Refused(info));
+        self.fail_oldest(ClientError::Refused(error_info(error)));
         Next::Again
     }
 
@@ -392,32 +395,36 @@ impl Worker {
         self.last_error = Some(why);
     }
 
-    /// Makes two batches of the oldest, which was refused for its size, and has later ones gathered
-    /// smaller: what a topic takes is known only from its refusals. One that may be in the log is
-    /// left as it is, since its halves would not be known for copies; so is a single record.
-    fn split_oldest(&mut self) -> bool {
-        let may = |entry: &InFlight| !entry.tried && entry.batch.header().record_count > 1;
-        if !self.in_flight.front().is_some_and(may) {
-            return false;
+    /// Makes two batches of one that was refused for its size, and has later ones gathered smaller:
+    /// what a topic takes is known only from its refusals. A single record fails, once those before
+    /// it are decided. Nothing behind it has been taken either, since its sequences are missing: all
+    /// that is sent anew.
+    fn refuse_size(&mut self, at: usize, error: v1::ProduceError) {
+        for entry in self.in_flight.range_mut(at..) {
+            entry.sent = None;
         }
-        let Some(entry) = self.in_flight.pop_front() else {
-            return false;
+        let Some(entry) = self.in_flight.remove(at) else {
+            return;
         };
-        // Nothing behind it has been taken either: its sequences are missing.
-        for later in &mut self.in_flight {
-            later.sent = None;
-        }
         self.gatherer.gather_at_most(entry.batch.size() / 2);
         match halves(entry) {
             Ok((first, second)) => {
-                self.in_flight.push_front(second);
-                self.in_flight.push_front(first);
-                true
+                self.in_flight.insert(at, second);
+                self.in_flight.insert(at, first);
             }
-            Err(entry) => {
-                self.in_flight.push_front(*entry);
-                false
+            Err(mut entry) => {
+                entry.refused = Some(error_info(error));
+                self.in_flight.insert(at, *entry);
             }
+        }
+    }
+
+    /// Gives up what was refused, once it is the oldest.
+    fn fail_refused(&mut self) {
+        while let Some(entry) = self.in_flight.front_mut()
+            && let Some(info) = entry.refused.take()
+        {
+            self.fail_oldest(ClientError::Refused(info));
         }
     }
 
@@ -479,11 +486,22 @@ impl Worker {
     }
 }
 
-/// Two batches with the records and sequences of one; the same again where it cannot be read.
+fn error_info(error: v1::ProduceError) -> ErrorInfo {
+    let code = ErrorCode::from_name(&error.reason);
+    ErrorInfo {
+        code: code.unwrap_or(ErrorCode::UnknownServerError),
+        message: error.message,
+        metadata: error.metadata.into_iter().collect(),
+    }
+}
+
+/// Two batches with the records and sequences of one; the same again where it is a single record, or
+/// cannot be read.
 fn halves(entry: InFlight) -> Result<(InFlight, InFlight), Box<InFlight>> {
-    let Ok(records) = entry.sealed.batch.records() else {
+    let records = entry.sealed.batch.records().unwrap_or_default();
+    if records.len() < 2 {
         return Err(Box::new(entry));
-    };
+    }
     let compression = entry.batch.header().compression;
     let tag = entry.batch.header().producer;
     let middle = records.len() / 2;
@@ -525,6 +543,7 @@ fn halves(entry: InFlight) -> Result<(InFlight, InFlight), Box<InFlight>> {
         request_id: 0,
         sent: None,
         tried,
+        refused: None,
     };
     Ok((
         entry(batch(&records[..middle], 0), first_fate, first_permit),

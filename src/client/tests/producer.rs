@@ -37,6 +37,8 @@ type Script = Box<dyn Fn(usize, &Seen) -> Option<Result<i64, &'static str>> + Se
 struct Fake {
     seen: Arc<Mutex<Vec<Seen>>>,
     script: Arc<Script>,
+    /// Batches are taken so late; refused they are at once.
+    taken_after: Duration,
 }
 
 #[tonic::async_trait]
@@ -90,10 +92,19 @@ impl Producer for Fake {
                         ..v1::ProduceError::default()
                     }),
                 };
+                let taken = matches!(result, Answer::Response(_));
                 let answer = v1::ProduceStreamResponse {
                     request_id: message.request_id,
                     result: Some(result),
                 };
+                if taken && !fake.taken_after.is_zero() {
+                    let (answers, after) = (answers.clone(), fake.taken_after);
+                    tokio::spawn(async move {
+                        tokio::time::sleep(after).await;
+                        let _gone = answers.send(Ok(answer)).await;
+                    });
+                    continue;
+                }
                 if answers.send(Ok(answer)).await.is_err() {
                     return;
                 }
@@ -114,11 +125,16 @@ impl Producer for Fake {
 }
 
 async fn serve(script: Script) -> (Fake, Client) {
+    serve_slowly(script, Duration::ZERO).await
+}
+
+async fn serve_slowly(script: Script, taken_after: Duration) -> (Fake, Client) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let fake = Fake {
         seen: Arc::default(),
         script: Arc::new(script),
+        taken_after,
     };
     let known = Known {
         node: LEADER,
@@ -242,6 +258,49 @@ async fn only_the_record_that_is_too_large_fails() {
         let expected = (number == 2).then_some(ErrorCode::MessageTooLarge);
         assert_eq!(code, expected, "record {number}");
     }
+}
+
+/// A leader that looks at sequences, and takes one record a batch, "large" ones never.
+fn one_record_a_batch() -> Script {
+    let next = Mutex::new((0, 0));
+    Box::new(move |_, seen| {
+        let mut next = next.lock();
+        if seen.records > 1 || seen.value == "large" {
+            return Some(Err("MESSAGE_TOO_LARGE"));
+        }
+        if seen.epoch > next.0 {
+            *next = (seen.epoch, 0);
+        }
+        match (seen.epoch, seen.sequence) {
+            at if at == *next => next.1 += 1,
+            (epoch, sequence) if epoch == next.0 && sequence < next.1 => {}
+            _ => return Some(Err("OUT_OF_ORDER_SEQUENCE_NUMBER")),
+        }
+        Some(Ok(i64::from(seen.sequence)))
+    })
+}
+
+#[tokio::test]
+async fn what_is_too_large_takes_nothing_with_it_while_other_batches_wait_for_their_answers() {
+    let (fake, client) = serve_slowly(one_record_a_batch(), Duration::from_millis(20)).await;
+    let producer = client.producer(ProducerOptions {
+        linger: Duration::ZERO,
+        batch_bytes: 300,
+        ..ProducerOptions::default()
+    });
+    let mut sent = Vec::new();
+    for number in 0..60 {
+        let value = if number % 20 == 7 { "large" } else { "small" };
+        sent.push(send(&producer, value).await);
+    }
+    producer.flush().await;
+    for (number, delivery) in sent.iter().enumerate() {
+        let code = delivery.wait().await.map_err(|error| error.code());
+        let expected = (number % 20 == 7).then_some(Some(ErrorCode::MessageTooLarge));
+        assert_eq!(code.err(), expected, "record {number}");
+    }
+    let epochs = fake.seen.lock().iter().map(|seen| seen.epoch).max();
+    assert_eq!(epochs, Some(3), "one for each that was given up");
 }
 
 #[tokio::test]
