@@ -74,6 +74,7 @@ impl ProducerIds {
 struct InFlight {
     sealed: Sealed,
     batch: Batch,
+    /// 0: no answer is waited for.
     request_id: u64,
     /// When it went out on the present stream.
     sent: Option<Instant>,
@@ -401,7 +402,8 @@ impl Worker {
     /// that is sent anew.
     fn refuse_size(&mut self, at: usize, error: v1::ProduceError) {
         for entry in self.in_flight.range_mut(at..) {
-            entry.sent = None;
+            // What is still to be answered of them says nothing new.
+            (entry.sent, entry.request_id) = (None, 0);
         }
         let Some(entry) = self.in_flight.remove(at) else {
             return;

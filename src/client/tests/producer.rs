@@ -26,6 +26,8 @@ struct Seen {
     /// Of the first record.
     value: String,
     records: usize,
+    /// Whether one of them is "large".
+    large: bool,
     /// As the client named it.
     leader_epoch: Option<i32>,
 }
@@ -75,6 +77,9 @@ impl Producer for Fake {
                     sequence: tag.base_sequence.get(),
                     value: String::from_utf8(first.to_vec()).unwrap(),
                     records: records.len(),
+                    large: records
+                        .iter()
+                        .any(|record| record.value.as_deref() == Some(b"large")),
                     leader_epoch: request.current_leader_epoch,
                 };
                 let number = fake.seen.lock().len();
@@ -260,19 +265,19 @@ async fn only_the_record_that_is_too_large_fails() {
     }
 }
 
-/// A leader that looks at sequences, and takes one record a batch, "large" ones never.
-fn one_record_a_batch() -> Script {
+/// A leader that looks at sequences, and takes two records a batch, "large" ones never.
+fn two_records_a_batch() -> Script {
     let next = Mutex::new((0, 0));
     Box::new(move |_, seen| {
         let mut next = next.lock();
-        if seen.records > 1 || seen.value == "large" {
+        if seen.records > 2 || seen.large {
             return Some(Err("MESSAGE_TOO_LARGE"));
         }
         if seen.epoch > next.0 {
             *next = (seen.epoch, 0);
         }
         match (seen.epoch, seen.sequence) {
-            at if at == *next => next.1 += 1,
+            at if at == *next => next.1 += u32::try_from(seen.records).unwrap(),
             (epoch, sequence) if epoch == next.0 && sequence < next.1 => {}
             _ => return Some(Err("OUT_OF_ORDER_SEQUENCE_NUMBER")),
         }
@@ -282,21 +287,21 @@ fn one_record_a_batch() -> Script {
 
 #[tokio::test]
 async fn what_is_too_large_takes_nothing_with_it_while_other_batches_wait_for_their_answers() {
-    let (fake, client) = serve_slowly(one_record_a_batch(), Duration::from_millis(20)).await;
+    let (fake, client) = serve_slowly(two_records_a_batch(), Duration::from_millis(10)).await;
     let producer = client.producer(ProducerOptions {
         linger: Duration::ZERO,
-        batch_bytes: 300,
+        batch_bytes: 600,
         ..ProducerOptions::default()
     });
     let mut sent = Vec::new();
-    for number in 0..60 {
-        let value = if number % 20 == 7 { "large" } else { "small" };
+    for number in 0..300 {
+        let value = if number % 100 == 7 { "large" } else { "small" };
         sent.push(send(&producer, value).await);
     }
     producer.flush().await;
     for (number, delivery) in sent.iter().enumerate() {
         let code = delivery.wait().await.map_err(|error| error.code());
-        let expected = (number % 20 == 7).then_some(Some(ErrorCode::MessageTooLarge));
+        let expected = (number % 100 == 7).then_some(Some(ErrorCode::MessageTooLarge));
         assert_eq!(code.err(), expected, "record {number}");
     }
     let epochs = fake.seen.lock().iter().map(|seen| seen.epoch).max();
