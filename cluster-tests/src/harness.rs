@@ -1,6 +1,7 @@
 //! A cluster of real processes for a test; ended with it, even when it fails.
 
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::ops::Deref;
 use std::path::Path;
 use std::time::Duration;
@@ -9,10 +10,13 @@ use nix::fcntl::{Flock, FlockArg};
 use quorate::{LocalCluster, LocalClusterOptions, NodeLogs, NodePlan, NodeState};
 use quorate_client::{Client, ClientError, ClientOptions};
 use quorate_proto::v1;
+use quorate_proto::v1::admin_client::AdminClient;
 use quorate_proto::v1::produce_request::Payload;
 use quorate_proto::v1::producer_client::ProducerClient;
 use quorate_types::Endpoint;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::time::interval;
 
 use crate::view::View;
@@ -154,6 +158,38 @@ pub async fn produce_raw(
     let mut client = connected.map_err(|error| ClientError::Connection(error.to_string()))?;
     let answer = client.produce(request).await?;
     Ok(answer.into_inner().base_offset)
+}
+
+/// Whether a node takes part in the cluster, by its own word (`/readyz`).
+///
+/// # Errors
+/// Where it does not answer.
+pub async fn ready(node: &Endpoint) -> io::Result<bool> {
+    let mut stream = TcpStream::connect((node.host.as_str(), node.port)).await?;
+    let request = format!("GET /readyz HTTP/1.1\r\nHost: {node}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer.starts_with("HTTP/1.1 200"))
+}
+
+/// A topic as this very node sees it: others may be behind.
+///
+/// # Errors
+/// The node's answer.
+pub async fn describe_raw(
+    node: &Endpoint,
+    topic: &str,
+) -> Result<v1::TopicDescription, ClientError> {
+    let connected = AdminClient::connect(format!("http://{node}")).await;
+    let mut client = connected.map_err(|error| ClientError::Connection(error.to_string()))?;
+    let request = v1::DescribeTopicRequest {
+        name: topic.to_owned(),
+    };
+    let described = client.describe_topic(request).await?.into_inner();
+    described
+        .topic
+        .ok_or_else(|| ClientError::Protocol("no topic in the answer".to_owned()))
 }
 
 /// The key of a record of [`produce_raw`].

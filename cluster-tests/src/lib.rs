@@ -9,5 +9,5 @@ pub mod sim;
 mod view;
 
 pub use containers::Containers;
-pub use harness::{Cluster, produce_raw, raw_key};
+pub use harness::{Cluster, describe_raw, produce_raw, raw_key, ready};
 pub use view::{View, acknowledged_after, eventually};

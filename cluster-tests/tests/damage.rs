@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cluster_tests::{Cluster, acknowledged_after, eventually};
+use cluster_tests::{Cluster, acknowledged_after, describe_raw, eventually, ready};
 use quorate::NodeState;
 use quorate_types::NodeId;
 use quorate_workload::{Stored, Violation, Writer, WriterOptions, check, read_all};
@@ -201,8 +201,12 @@ impl Test {
             if !matches!(state, NodeState::Running) {
                 return Came::Refused;
             }
-            let described = self.cluster.client.describe_topic(TOPIC).await;
-            if described.is_ok_and(|topic| topic.partitions.iter().all(|of| of.isr.len() == 3)) {
+            // Others may still see it as it was before it stopped.
+            let address = &self.cluster.processes.addresses()[VICTIM.get() as usize - 1];
+            if ready(address).await.is_ok_and(|ready| ready)
+                && let Ok(topic) = describe_raw(address, TOPIC).await
+                && topic.partitions.iter().all(|of| of.isr.len() == 3)
+            {
                 return Came::Repaired;
             }
             assert!(Instant::now() < deadline, "{what}: neither back nor ended");

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use cluster_tests::Cluster;
+use cluster_tests::{Cluster, ready};
 use quorate_config::{Layers, NodeSettings};
 use quorate_proto::v1;
 use quorate_proto::v1::consume_request::Start;
@@ -21,8 +21,6 @@ use quorate_proto::v1::consumer_client::ConsumerClient;
 use quorate_proto::v1::producer_client::ProducerClient;
 use quorate_record::{BatchBuilder, Compression};
 use quorate_types::{Endpoint, Timestamp};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval};
@@ -106,14 +104,7 @@ async fn connect(node: &Endpoint) -> Channel {
 
 async fn healthy(node: &Endpoint) -> Duration {
     let begun = Instant::now();
-    let mut stream = TcpStream::connect((node.host.as_str(), node.port))
-        .await
-        .unwrap();
-    let request = format!("GET /readyz HTTP/1.1\r\nHost: {node}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(ready(node).await.unwrap(), "{node} takes no part");
     begun.elapsed()
 }
 
