@@ -99,7 +99,7 @@ pub(crate) async fn admin(node: &Endpoint) {
         (
             "range",
             alter(TOPIC, &[good, ("segment.ms", "-1")], &[]),
-            config_of("a number from"),
+            config_of("of milliseconds"),
         ),
         (
             "unset unknown",
