@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use quorate_config::TopicSettings;
 use quorate_log::{FoundPartition, LogError, LogOptions, PartitionLog};
-use quorate_metadata::{Command, Delta, MetadataImage};
+use quorate_metadata::{Command, DamagedReplica, Delta, MetadataImage};
 use quorate_replication::{Event, PartitionView, Replica};
 use quorate_types::{TopicName, TopicPartition};
 use tracing::{error, info, warn};
@@ -37,7 +37,8 @@ fn one_file_fails(error: &LogError) -> bool {
 impl Plane {
     /// Opens every partition found in the directory; gives the damaged ones (R9), those among them
     /// whose directories are gone.
-    pub(crate) fn open_found(&mut self) -> Result<Vec<TopicPartition>, LogError> {
+    pub(crate) fn open_found(&mut self) -> Result<Vec<DamagedReplica>, LogError> {
+        let of = |partition, had| DamagedReplica { partition, had };
         let mut damaged = Vec::new();
         let mut lost = self.directory.hosted();
         for FoundPartition {
@@ -57,7 +58,7 @@ impl Plane {
                 Err(failure) if one_file_fails(&failure) => {
                     let partition = id.partition;
                     error!(topic = %name, %partition, error = %failure, "replica cannot be read");
-                    damaged.push(id);
+                    damaged.push(of(id, None));
                     // A further try would read all of it again, on the plane's thread.
                     self.unmade.failed(id, self.clock.now(), false);
                     self.unmade.told(&id);
@@ -67,7 +68,7 @@ impl Plane {
             };
             if let Some(why) = &report.damaged {
                 error!(topic = %name, partition = %id.partition, why, "replica is damaged");
-                damaged.push(id);
+                damaged.push(of(id, report.had));
             }
             self.host(id, log);
         }
@@ -75,9 +76,9 @@ impl Plane {
         self.directory.logs_opened()?;
         for id in lost {
             error!(partition = %id, "replica is damaged: its directory is gone");
-            damaged.push(id);
+            damaged.push(of(id, None));
         }
-        self.damaged.extend(damaged.iter().copied());
+        self.damaged.extend(damaged.iter().map(|of| of.partition));
         Ok(damaged)
     }
 

@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate_metadata::{Broker as Registered, BrokerState, Command, Outcome, RegisterBroker};
+use quorate_metadata::{
+    Broker as Registered, BrokerState, Command, DamagedReplica, Outcome, RegisterBroker,
+};
 use quorate_quorum::QuorumHandle;
 use quorate_types::{BrokerEpoch, Endpoint, ErrorCode, Incarnation, NodeId, TopicPartition};
 use tokio::sync::watch;
@@ -75,7 +77,7 @@ impl Backoff {
 
 impl Lifecycle {
     /// Registers, then keeps a session with whoever is the active controller until cancelled.
-    pub(crate) async fn run(mut self, damaged: Vec<TopicPartition>) {
+    pub(crate) async fn run(mut self, damaged: Vec<DamagedReplica>) {
         self.registration.damaged = damaged;
         let cancel = self.cancel.clone();
         let life = async {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use quorate_log::{DataDirectory, FlushDone, Flusher, TailBudget};
-use quorate_metadata::MetadataImage;
+use quorate_metadata::{DamagedReplica, MetadataImage};
 use quorate_quorum::QuorumHandle;
 use quorate_replication::{
     Action, Context, Event, LeaderMessage, ProduceError, Produced, Replica, RequestId, Status,
@@ -117,7 +117,7 @@ pub(crate) struct Plane {
 
 impl Plane {
     /// Opens every partition in the directory; tells which replicas are damaged (R9).
-    pub(crate) fn recover(parts: PlaneParts) -> Result<(Self, Vec<TopicPartition>), BrokerError> {
+    pub(crate) fn recover(parts: PlaneParts) -> Result<(Self, Vec<DamagedReplica>), BrokerError> {
         let completions = parts.mailbox.clone();
         let flusher = Flusher::start(parts.directory.dir(), move |done| {
             completions.notify(Mail::Flushed(done));

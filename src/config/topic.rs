@@ -24,6 +24,9 @@ pub struct TopicSettings {
     pub compression: Option<Compression>,
     /// `durability`: `fsync` (default) or `page-cache`.
     pub durability: Durability,
+    /// `unclean.leader.election.enable`: where no replica that holds all acknowledged records lives,
+    /// another one may lead, and what it lacks is lost (default false).
+    pub unclean_leader_election: bool,
 }
 
 impl Default for TopicSettings {
@@ -36,6 +39,7 @@ impl Default for TopicSettings {
             timestamp_type: TimestampType::CreateTime,
             compression: None,
             durability: Durability::Fsync,
+            unclean_leader_election: false,
         }
     }
 }
@@ -69,7 +73,7 @@ where
 
 impl TopicSettings {
     /// Every key that is taken.
-    pub const KEYS: [&'static str; 7] = [
+    pub const KEYS: [&'static str; 8] = [
         "min.insync.replicas",
         "max.message.bytes",
         "segment.bytes",
@@ -77,6 +81,7 @@ impl TopicSettings {
         "message.timestamp.type",
         "compression.type",
         "durability",
+        "unclean.leader.election.enable",
     ];
 
     /// Reads settings; what is not given is at its default.
@@ -128,6 +133,13 @@ impl TopicSettings {
                     _ => return Err("must be fsync or page-cache".to_owned()),
                 }
             }
+            "unclean.leader.election.enable" => {
+                self.unclean_leader_election = match value {
+                    "true" => true,
+                    "false" => false,
+                    _ => return Err("must be true or false".to_owned()),
+                }
+            }
             _ => {
                 return Err(format!(
                     "unknown setting; known are {}",
@@ -159,6 +171,10 @@ mod tests {
             parse("durability", "page-cache").unwrap().durability,
             Durability::PageCache
         );
+        let unclean = |value| parse("unclean.leader.election.enable", value);
+        assert!(unclean("true").unwrap().unclean_leader_election);
+        assert!(!unclean("false").unwrap().unclean_leader_election);
+        assert!(unclean("yes").is_err());
         let codec = |value| parse("compression.type", value).unwrap().compression;
         assert_eq!(codec("producer"), None);
         assert_eq!(codec("uncompressed"), Some(Compression::None));

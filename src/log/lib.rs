@@ -22,6 +22,7 @@ mod os_dir;
 mod partition_log;
 mod reader;
 mod segment;
+mod start;
 mod tail;
 #[cfg(test)]
 mod test_dir;

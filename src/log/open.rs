@@ -18,6 +18,9 @@ use crate::segment::{Index, Segment, base_of, file_name};
 use crate::truncate::{load_producers, remove_if_there};
 use crate::walk::SegmentWalk;
 
+/// Ends the name of what was cut from a damaged log and kept.
+pub(crate) const SET_ASIDE: &str = "set-aside";
+
 /// Bytes read at a time while a segment is checked.
 const SCAN: usize = 1 << 20;
 
@@ -36,6 +39,8 @@ pub struct RecoveryContext {
 pub struct RecoveryReport {
     /// Why the replica is damaged, if it is (R9).
     pub damaged: Option<String>,
+    /// Where the log of a damaged replica ended before, where that is known.
+    pub had: Option<Offset>,
     /// Bytes cut from the end.
     pub truncated_bytes: u64,
     /// Where the log ends now.
@@ -60,6 +65,8 @@ struct Opening<'a, D: Dir> {
     options: LogOptions,
     same_boot: bool,
     recovery_point: Offset,
+    /// Where the log ended at least.
+    expected: Offset,
     /// Where the log begins, where that is known.
     known_start: Option<Offset>,
     epochs: LeaderEpochCache,
@@ -110,6 +117,7 @@ impl<D: Dir> PartitionLog<D> {
             options,
             same_boot: cx.same_boot,
             recovery_point: positions.recovery_point,
+            expected: positions.high_watermark.max(positions.recovery_point),
             known_start: known.map(|positions| positions.log_start),
             epochs: known_epochs.unwrap_or_default(),
             segments: Vec::new(),
@@ -159,10 +167,12 @@ impl<D: Dir> PartitionLog<D> {
             position: 0,
             reason: "a log without a segment".to_owned(),
         })?;
-        let damaged = marked.or(damaged);
+        let had = Some(expected).filter(|expected| *expected > log_end);
+        let had = had.max(marked.as_ref().and_then(|mark| mark.had));
+        let damaged = marked.map(|mark| mark.why).or(damaged);
         if let Some(why) = &damaged {
             // Before anything says that the log was never longer: until the cluster has been told.
-            mark_damaged(&*dir, path, why)?;
+            mark_damaged(&*dir, path, why, had)?;
         }
         let positions_file = dir
             .open(&positions_path, OpenMode::Append)
@@ -191,11 +201,14 @@ impl<D: Dir> PartitionLog<D> {
             failed: None,
             positions: Arc::new(positions_file),
             checkpointed: positions,
+            has_set_aside: false,
         };
+        log.has_set_aside = !log.set_aside_files()?.is_empty();
         log.sync_recovered(stored.map_or(0, |file| file.len()))?;
         Ok((
             log,
             RecoveryReport {
+                had: had.filter(|_| damaged.is_some()),
                 damaged,
                 truncated_bytes,
                 log_end,
@@ -230,10 +243,17 @@ impl<D: Dir> Opening<'_, D> {
     /// ends; gives its end.
     fn segments(&mut self, recover_from: Offset, positions: Positions) -> Result<Offset, LogError> {
         let names = self.dir.list(self.path).map_err(at(self.path))?;
-        let bases: Vec<Offset> = names
+        let mut bases: Vec<Offset> = names
             .iter()
             .filter_map(|entry| base_of(&entry.name, "log"))
             .collect();
+        if let Some(start) = self.known_start {
+            // Segments wholly below the log's start were removed, whether or not the disk knows yet.
+            let stale = bases.partition_point(|base| *base <= start);
+            for base in bases.drain(..stale.saturating_sub(1)) {
+                self.remove(base)?;
+            }
+        }
         // Segments that are lost in front leave a hole like any other.
         let in_place = |base: &Offset| self.known_start.is_none_or(|start| *base <= start);
         let first = bases.first().copied().filter(in_place);
@@ -253,6 +273,9 @@ impl<D: Dir> Opening<'_, D> {
                 self.truncated_bytes += size;
                 ended = true;
                 self.mark_if_corrupt()?;
+                if self.may_have_counted(end) {
+                    self.set_aside(base, 0, size)?;
+                }
                 self.remove(base)?;
                 continue;
             }
@@ -277,6 +300,9 @@ impl<D: Dir> Opening<'_, D> {
                         }
                         self.truncated_bytes += length - scanned.size;
                         self.mark_if_corrupt()?;
+                        if !incomplete && self.may_have_counted(scanned.end) {
+                            self.set_aside(base, scanned.size, length)?;
+                        }
                         file.truncate(scanned.size).map_err(at(&path))?;
                         ended = true;
                     }
@@ -290,6 +316,16 @@ impl<D: Dir> Opening<'_, D> {
             self.segments
                 .push(Arc::new(Segment::new(base, path, file, size, index)));
         }
+        if end < positions.log_start {
+            // Nothing of what is left belongs to the log: it was to begin anew behind it (R15), or
+            // all above was never written.
+            for segment in std::mem::take(&mut self.segments) {
+                self.remove(segment.base)?;
+            }
+            end = positions.log_start;
+            self.epochs = LeaderEpochCache::default();
+        }
+        let first = first.max(end.min(positions.log_start));
         if self.segments.is_empty() {
             let path = format!("{}/{}", self.path, file_name(first, "log"));
             let file = self.dir.open(&path, OpenMode::Append).map_err(at(&path))?;
@@ -323,9 +359,43 @@ impl<D: Dir> Opening<'_, D> {
     /// Before a cut: after it nothing would show what was there.
     fn mark_if_corrupt(&self) -> Result<(), LogError> {
         match &self.corrupt {
-            Some(why) if self.same_boot => mark_damaged(&**self.dir, self.path, why),
+            Some(why) if self.same_boot => {
+                mark_damaged(&**self.dir, self.path, why, Some(self.expected))
+            }
             _ => Ok(()),
         }
+    }
+
+    /// Whether what is cut at `end` may have been acknowledged: it had been flushed or committed, or
+    /// was only ever in this machine's memory and that has not been lost.
+    fn may_have_counted(&self, end: Offset) -> bool {
+        self.same_boot || end < self.expected
+    }
+
+    /// Keeps what is about to be cut from a segment, for people to look into: where no other replica
+    /// has it, it is all that is left.
+    fn set_aside(&self, base: Offset, from: u64, to: u64) -> Result<(), LogError> {
+        let path = format!("{}/{}", self.path, file_name(base, "log"));
+        let aside = format!("{path}.{SET_ASIDE}");
+        if from == 0 {
+            remove_if_there(&**self.dir, &aside)?;
+            return self.dir.rename(&path, &aside).map_err(at(&path));
+        }
+        remove_if_there(&**self.dir, &aside)?;
+        let source = self.dir.open(&path, OpenMode::Read).map_err(at(&path))?;
+        let kept = self
+            .dir
+            .open(&aside, OpenMode::Append)
+            .map_err(at(&aside))?;
+        let mut position = from;
+        let mut buffer = vec![0; SCAN.min((to - from) as usize)];
+        while position < to {
+            let piece = &mut buffer[..SCAN.min((to - position) as usize)];
+            source.read_at(piece, position).map_err(at(&path))?;
+            kept.append(&[piece]).map_err(at(&aside))?;
+            position += piece.len() as u64;
+        }
+        kept.sync_data().map_err(at(&aside))
     }
 
     fn note_corrupt(&mut self, what: String) {

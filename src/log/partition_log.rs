@@ -80,6 +80,8 @@ pub struct PartitionLog<D: Dir> {
     pub(crate) failed: Option<String>,
     pub(crate) positions: Arc<D::File>,
     pub(crate) checkpointed: Positions,
+    /// Something was cut from the damaged log and kept.
+    pub(crate) has_set_aside: bool,
 }
 
 impl<D: Dir> PartitionLog<D> {

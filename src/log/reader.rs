@@ -47,6 +47,10 @@ impl<D: Dir> Shared<D> {
         self.tail.lock().share(budget);
     }
 
+    pub(crate) fn begins_at(&self, start: Offset) {
+        self.log_start.store(start.get(), Ordering::Release);
+    }
+
     pub(crate) fn truncated(&self, end: Offset) {
         self.tail.lock().truncate_to(end);
     }

@@ -111,7 +111,7 @@ impl<D: Dir> PartitionLog<D> {
         self.sync_now()
     }
 
-    fn remove_segment(&self, segment: &Segment<D>) -> Result<(), LogError> {
+    pub(crate) fn remove_segment(&self, segment: &Segment<D>) -> Result<(), LogError> {
         for extension in ["index", "timeindex"] {
             let path = format!("{}/{}", self.path, file_name(segment.base, extension));
             remove_if_there(&*self.dir, &path)?;

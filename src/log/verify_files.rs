@@ -9,6 +9,7 @@ use crate::damage::DAMAGED_FILE;
 use crate::dir::{Dir, DirFile, OpenMode, read_file};
 use crate::error::{LogError, at};
 use crate::finding::{Findings, Severity};
+use crate::open::SET_ASIDE;
 use crate::partition_log::{EPOCHS_FILE, POSITIONS_FILE};
 use crate::segment::{Index, IndexEntry, base_of, file_name};
 
@@ -306,6 +307,8 @@ pub(crate) fn strays<D: Dir>(
         }
         let what = if name.ends_with(".tmp") {
             "was being written when the node ended: nobody reads it"
+        } else if name.ends_with(SET_ASIDE) {
+            "is what a start has cut from the damaged log: kept for people to look into"
         } else {
             "is no file of a log: nobody reads it"
         };

@@ -61,6 +61,7 @@ impl Change<'_> {
                 node,
                 broker_epoch,
             } => self.report_damaged(*partition, *node, *broker_epoch),
+            Command::ReportDataLoss(report) => self.report_data_loss(report),
             Command::ResignLeadership {
                 partition,
                 leader,

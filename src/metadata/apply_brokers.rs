@@ -4,7 +4,7 @@ use quorate_types::{BrokerEpoch, ErrorCode, NodeId, TopicPartition};
 
 use crate::apply::Change;
 use crate::command::{Outcome, RegisterBroker};
-use crate::election::{choose, lead, leave_isr};
+use crate::election::{Unclean, forget, leave_isr};
 use crate::event::EventKind;
 use crate::image::{Broker, BrokerState, Registration};
 
@@ -35,7 +35,7 @@ impl Change<'_> {
                     format!("node {node} lives with another data directory: stop that one first"),
                 );
             }
-            self.leave_everything(node, "its broker started again");
+            self.leave_everything(node, "its broker started again", Unclean::Never);
             self.drop_what_was_lost(known, register);
         }
         let epoch = BrokerEpoch::new(self.at.index.get());
@@ -69,13 +69,20 @@ impl Change<'_> {
                 continue;
             };
             let mut new = Registration::clone(&old);
-            let damaged = register.damaged.contains(&id);
-            let lost = other_directory || damaged || (cache_lost && !old.fsync_established);
+            let damaged = register.damaged.iter().find(|of| of.partition == id);
+            let lost =
+                other_directory || damaged.is_some() || (cache_lost && !old.fsync_established);
             if lost {
-                new.isr.retain(|member| *member != node);
-                new.elr.retain(|member| *member != node);
+                forget(&mut new, node);
+            }
+            if new.isr.is_empty() && new.elr.is_empty() {
+                // Whoever leads next is asked to tell what is missing up to there (R7).
+                let had = damaged.and_then(|of| of.had);
+                new.damaged_end = new.damaged_end.max(had);
             }
             if other_directory {
+                // It has nothing left to lead with.
+                new.last_known_leader = new.last_known_leader.filter(|last| *last != node);
                 for replica in new
                     .replicas
                     .iter_mut()
@@ -84,10 +91,11 @@ impl Change<'_> {
                     replica.directory = register.directory;
                 }
             }
+            self.elect_where_offline(id, &mut new, Some(node), Unclean::AsSet);
             if new != *old {
                 let cause = if other_directory {
                     "its broker came back with another data directory"
-                } else if damaged {
+                } else if damaged.is_some() {
                     "recovery found the replica damaged"
                 } else {
                     "its machine was booted and the page cache is gone"
@@ -113,10 +121,15 @@ impl Change<'_> {
             let Some(old) = self.image.partition(&id).cloned() else {
                 continue;
             };
-            if old.leader.is_none() && old.isr.contains(&node) {
-                let mut new = Registration::clone(&old);
-                lead(&mut new, Some(node));
-                self.store(id, new, "an in-sync replica is back");
+            let mut new = Registration::clone(&old);
+            self.elect_where_offline(id, &mut new, None, Unclean::AsSet);
+            if new != *old {
+                let cause = if new.unclean_epoch == old.unclean_epoch {
+                    "a replica that holds all that was acknowledged is back"
+                } else {
+                    "no replica is left that is sure to hold all that was acknowledged"
+                };
+                self.store(id, new, cause);
             }
         }
         Outcome::Done
@@ -130,7 +143,7 @@ impl Change<'_> {
         }
         self.set_state(node, BrokerState::Fenced);
         self.tell(EventKind::BrokerFenced { node }, cause);
-        self.leave_everything(node, &format!("broker {node} was fenced"));
+        self.leave_everything(node, &format!("broker {node} was fenced"), Unclean::AsSet);
         Outcome::Done
     }
 
@@ -146,25 +159,26 @@ impl Change<'_> {
         }
         self.set_state(node, BrokerState::ShuttingDown);
         self.tell(EventKind::BrokerShuttingDown { node }, "asked to stop");
-        self.leave_everything(node, &format!("broker {node} is shutting down"));
+        let cause = format!("broker {node} is shutting down");
+        self.leave_everything(node, &cause, Unclean::Never);
         Outcome::Done
     }
 
     /// Out of every ISR but as the last member, out of every leadership (R8). The epoch of a
     /// partition that it led rises even where nobody else can lead.
-    fn leave_everything(&mut self, node: NodeId, cause: &str) {
+    fn leave_everything(&mut self, node: NodeId, cause: &str, unclean: Unclean) {
         for id in self.partitions_of(node) {
             let Some(old) = self.image.partition(&id).cloned() else {
                 continue;
             };
             let mut new = Registration::clone(&old);
-            let left = leave_isr(&mut new, node);
+            leave_isr(&mut new, node, self.minimum(id, &old));
             if old.leader == Some(node) {
-                let image = &*self.image;
-                let next = choose(&new, |other| other != node && image.is_active(other));
-                lead(&mut new, next);
-                self.store(id, new, cause);
-            } else if left {
+                self.elect(id, &mut new, Some(node), unclean);
+            } else {
+                self.elect_where_offline(id, &mut new, Some(node), unclean);
+            }
+            if new != *old {
                 self.store(id, new, cause);
             }
         }

@@ -7,10 +7,13 @@ use std::sync::Arc;
 use quorate_types::{BrokerEpoch, Durability, ErrorCode, LeaderEpoch, NodeId, TopicPartition};
 
 use crate::apply::Change;
-use crate::command::{AlterPartition, Outcome};
-use crate::election::{choose, lead, leave_isr};
+use crate::command::{AlterPartition, Outcome, ReportDataLoss};
+use crate::election::{Unclean, forget, lead, leave_isr, take_isr};
 use crate::event::EventKind;
-use crate::image::{BrokerState, Registration};
+use crate::image::{BrokerState, DataLoss, Registration};
+
+/// Unclean elections of one partition whose losses are kept.
+const LOSSES_MAX: usize = 16;
 
 impl Change<'_> {
     fn registration(&self, id: TopicPartition) -> Result<Arc<Registration>, Outcome> {
@@ -30,12 +33,9 @@ impl Change<'_> {
         }
         let mut new = Registration::clone(&old);
         let members: BTreeSet<NodeId> = alter.isr.iter().map(|(node, _)| *node).collect();
-        new.isr = new
-            .replicas
-            .iter()
-            .map(|r| r.node)
-            .filter(|n| members.contains(n))
-            .collect();
+        let replicas = old.replicas.iter().map(|replica| replica.node);
+        let isr = replicas.filter(|node| members.contains(node)).collect();
+        take_isr(&mut new, isr, self.minimum(alter.partition, &old));
         // R17: an ISR that acknowledges from page caches again has nothing established.
         let syncs = self
             .image
@@ -101,7 +101,10 @@ impl Change<'_> {
             Err(refused) => return refused,
         };
         let mut new = Registration::clone(&old);
-        let left = leave_isr(&mut new, node);
+        if new.isr.len() > 1 {
+            forget(&mut new, node);
+        }
+        new.elr.retain(|member| *member != node);
         let topic = self.topic_name(id);
         let cause = "its disk failed or lost data";
         self.tell(
@@ -113,12 +116,65 @@ impl Change<'_> {
             cause,
         );
         if old.leader == Some(node) {
-            let image = &*self.image;
-            let next = choose(&new, |other| other != node && image.is_active(other));
-            lead(&mut new, next);
+            self.elect(id, &mut new, Some(node), Unclean::AsSet);
+            // Its successor from the ELR left it there.
+            new.elr.retain(|member| *member != node);
             self.store(id, new, "its leader is damaged");
-        } else if left {
+        } else if new != *old {
             self.store(id, new, "the replica is damaged");
+        }
+        Outcome::Done
+    }
+
+    /// R7: takes note of what an unclean election lost, as far as one replica knows: the new leader
+    /// where its epoch begins, a replica that comes back what it has and the new history has not,
+    /// before it cuts it away. All that is told of one election is one range.
+    pub(crate) fn report_data_loss(&mut self, report: &ReportDataLoss) -> Outcome {
+        let (id, from) = (report.partition, report.from);
+        if let Err(refused) = self.current(report.node, report.broker_epoch) {
+            return refused;
+        }
+        let old = match self.registration(id) {
+            Ok(old) => old,
+            Err(refused) => return refused,
+        };
+        let epoch = report.unclean_epoch;
+        if old.unclean_epoch != Some(epoch) || !old.has_replica(report.node) {
+            let message = match old.unclean_epoch {
+                Some(last) => format!("the last unclean election was at epoch {last}"),
+                None => "there was no unclean election".to_owned(),
+            };
+            return Outcome::refused(ErrorCode::InvalidUpdateVersion, message);
+        }
+        if report.to.is_some_and(|to| to <= from) {
+            let message = "a range ends after it begins";
+            return Outcome::refused(ErrorCode::InvalidRequest, message);
+        }
+        let mut new = Registration::clone(&old);
+        let had = new.damaged_end.take();
+        let to = report.to.max(had.filter(|had| *had > from));
+        let told = DataLoss { epoch, from, to };
+        match new.losses.last_mut().filter(|last| last.epoch == epoch) {
+            Some(last) => *last = last.with(&told),
+            None => new.losses.push(told),
+        }
+        let surplus = new.losses.len().saturating_sub(LOSSES_MAX);
+        new.losses.drain(..surplus);
+        let loss = new.losses.last().copied();
+        if new != *old {
+            self.store(id, new, "an unclean election");
+            if let Some((from, to)) = loss.and_then(|loss| Some((loss.from, loss.to?))) {
+                let topic = self.topic_name(id);
+                let partition = id.partition;
+                let kind = EventKind::DataLost {
+                    topic,
+                    partition,
+                    epoch,
+                    from,
+                    to,
+                };
+                self.tell(kind, &format!("told by broker {}", report.node));
+            }
         }
         Outcome::Done
     }
@@ -138,14 +194,13 @@ impl Change<'_> {
             let message = format!("leader epoch is {}", old.leader_epoch);
             return Outcome::refused(ErrorCode::FencedLeaderEpoch, message);
         }
-        let image = &*self.image;
-        let Some(next) = choose(&old, |other| other != leader && image.is_active(other)) else {
+        let mut new = Registration::clone(&old);
+        leave_isr(&mut new, leader, self.minimum(id, &old));
+        self.elect(id, &mut new, Some(leader), Unclean::Never);
+        if new.leader.is_none() {
             let message = "no other in-sync replica can lead";
             return Outcome::refused(ErrorCode::NotEnoughReplicas, message);
-        };
-        let mut new = Registration::clone(&old);
-        leave_isr(&mut new, leader);
-        lead(&mut new, Some(next));
+        }
         self.store(id, new, "the leader resigned");
         Outcome::Done
     }

@@ -1,7 +1,5 @@
 //! Topics, and producer ids.
 
-use std::sync::Arc;
-
 use quorate_config::TopicSettings;
 use quorate_types::{
     Durability, ErrorCode, LeaderEpoch, NodeId, PartitionEpoch, PartitionId, ProducerId, TopicId,
@@ -10,6 +8,7 @@ use quorate_types::{
 
 use crate::apply::Change;
 use crate::command::{AlterTopic, CreateTopic, Outcome};
+use crate::election::Unclean;
 use crate::event::EventKind;
 use crate::image::{BrokerState, Registration, ReplicaAssignment, Topic};
 use crate::placement::place;
@@ -101,6 +100,8 @@ impl Change<'_> {
             leader_epoch: LeaderEpoch::ZERO,
             partition_epoch: PartitionEpoch::ZERO,
             unclean_epoch: None,
+            losses: Vec::new(),
+            damaged_end: None,
             // An empty log is on every disk.
             fsync_established: settings.durability == Durability::Fsync,
         }
@@ -143,10 +144,17 @@ impl Change<'_> {
             .map(|(key, value)| format!("{key}={value}"));
         let unset = alter.unset.iter().map(|key| format!("{key} by default"));
         let settings = set.chain(unset).collect::<Vec<_>>().join(", ");
-        let (name, settled) = (topic.name.clone(), topic.settings.clone());
+        let settled = topic.settings.clone();
         let durability_changes = settled.durability != old.settings.durability;
-        for partition in 0..topic.partitions {
-            let id = TopicPartition::new(topic.id, PartitionId::new(partition));
+        let altered = EventKind::TopicAltered {
+            topic: topic.name.clone(),
+            settings,
+        };
+        let partitions = (0..topic.partitions).map(PartitionId::new);
+        let ids = partitions.map(|number| TopicPartition::new(alter.topic_id, number));
+        self.image.topics.insert(topic.id, topic);
+        self.tell(altered, "asked for");
+        for id in ids {
             let Some(old) = self.image.partitions.get(&id).cloned() else {
                 continue;
             };
@@ -157,21 +165,13 @@ impl Change<'_> {
             if new.isr.len() >= new.effective_min_isr(&settled) {
                 new.elr.clear();
             }
+            self.elect_where_offline(id, &mut new, None, Unclean::AsSet);
             // Also where nothing else changes: a proposal made under the old durability must not be
             // taken under the new (R17).
             if durability_changes || new != *old {
-                new.partition_epoch = new.partition_epoch.next();
-                self.image.partitions.insert(id, Arc::new(new));
+                self.store(id, new, "the topic's settings changed");
             }
         }
-        self.image.topics.insert(topic.id, topic);
-        self.tell(
-            EventKind::TopicAltered {
-                topic: name,
-                settings,
-            },
-            "asked for",
-        );
         Outcome::Done
     }
 

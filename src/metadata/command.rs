@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use quorate_types::{
     BootId, BrokerEpoch, ClusterId, DirectoryId, Endpoint, ErrorCode, Incarnation, LeaderEpoch,
-    NodeId, PartitionEpoch, ProducerId, RaftIndex, Term, Timestamp, TopicId, TopicName,
+    NodeId, Offset, PartitionEpoch, ProducerId, RaftIndex, Term, Timestamp, TopicId, TopicName,
     TopicPartition,
 };
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,16 @@ pub struct Envelope {
     pub commands: Vec<Command>,
 }
 
+/// A replica that recovery found damaged (R9).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DamagedReplica {
+    /// Of which partition.
+    pub partition: TopicPartition,
+    /// Where its log is known to have ended; none where nothing tells.
+    pub had: Option<Offset>,
+}
+
 /// A broker's registration (R9).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -59,7 +69,7 @@ pub struct RegisterBroker {
     /// The broker epoch of its clean-shutdown mark, where it had one.
     pub clean_epoch: Option<BrokerEpoch>,
     /// Replicas that recovery found damaged.
-    pub damaged: Vec<TopicPartition>,
+    pub damaged: Vec<DamagedReplica>,
     /// Where clients reach it.
     pub client: Endpoint,
     /// Where nodes reach it.
@@ -123,6 +133,24 @@ pub struct AlterPartition {
     pub fsync_established: bool,
 }
 
+/// What an unclean election lost, as one replica knows it (R7).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReportDataLoss {
+    /// Which partition.
+    pub partition: TopicPartition,
+    /// Whose replica.
+    pub node: NodeId,
+    /// Its registration.
+    pub broker_epoch: BrokerEpoch,
+    /// The leader epoch of the election.
+    pub unclean_epoch: LeaderEpoch,
+    /// The first offset that was lost, or given anew.
+    pub from: Offset,
+    /// The offset after the last that the replica knows of.
+    pub to: Option<Offset>,
+}
+
 /// A change of the metadata.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -177,6 +205,8 @@ pub enum Command {
         /// Its registration.
         broker_epoch: BrokerEpoch,
     },
+    /// What an unclean election lost (R7).
+    ReportDataLoss(ReportDataLoss),
     /// A leader cannot do its work (R6).
     ResignLeadership {
         /// Which partition.

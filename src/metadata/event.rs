@@ -1,7 +1,7 @@
 //! What happened, for people: derived from applied commands, the same on every node.
 
 use quorate_types::{
-    BrokerEpoch, LeaderEpoch, NodeId, PartitionId, RaftIndex, Timestamp, TopicName,
+    BrokerEpoch, LeaderEpoch, NodeId, Offset, PartitionId, RaftIndex, Timestamp, TopicName,
 };
 
 /// One thing that happened.
@@ -36,6 +36,22 @@ pub enum EventKind {
         leader: NodeId,
         epoch: LeaderEpoch,
         isr: Vec<NodeId>,
+    },
+    /// A partition has a leader that is not sure to hold all that was acknowledged (R7).
+    UncleanLeaderElected {
+        topic: TopicName,
+        partition: PartitionId,
+        leader: NodeId,
+        epoch: LeaderEpoch,
+    },
+    /// Records from one offset up to another are lost by the unclean election at that epoch, or some
+    /// of them.
+    DataLost {
+        topic: TopicName,
+        partition: PartitionId,
+        epoch: LeaderEpoch,
+        from: Offset,
+        to: Offset,
     },
     /// A partition has none.
     PartitionOffline {
@@ -75,6 +91,8 @@ impl EventKind {
             Self::BrokerFenced { .. } => "broker-fenced",
             Self::BrokerShuttingDown { .. } => "broker-shutting-down",
             Self::LeaderElected { .. } => "leader-elected",
+            Self::UncleanLeaderElected { .. } => "unclean-leader-elected",
+            Self::DataLost { .. } => "data-lost",
             Self::PartitionOffline { .. } => "partition-offline",
             Self::IsrChanged { .. } => "isr-changed",
             Self::TopicCreated { .. } => "topic-created",
@@ -110,6 +128,28 @@ impl std::fmt::Display for EventKind {
                 f,
                 "{topic}-{partition}: broker {leader} leads at epoch {epoch}, isr {}",
                 list(isr)
+            ),
+            Self::UncleanLeaderElected {
+                topic,
+                partition,
+                leader,
+                epoch,
+            } => write!(
+                f,
+                "{topic}-{partition}: broker {leader} leads at epoch {epoch} by an unclean election: \
+                 acknowledged records may be lost"
+            ),
+            Self::DataLost {
+                topic,
+                partition,
+                epoch,
+                from,
+                to,
+            } => write!(
+                f,
+                "{topic}-{partition}: the unclean election at epoch {epoch} lost records of the offsets \
+                 {from} to {}",
+                to.get().saturating_sub(1)
             ),
             Self::PartitionOffline {
                 topic,

@@ -8,7 +8,7 @@ use imbl::OrdMap;
 use quorate_config::TopicSettings;
 use quorate_types::{
     BootId, BrokerEpoch, ClusterId, DirectoryId, Endpoint, Incarnation, LeaderEpoch, NodeId,
-    PartitionEpoch, TopicId, TopicName, TopicPartition,
+    Offset, PartitionEpoch, TopicId, TopicName, TopicPartition,
 };
 use serde::{Deserialize, Serialize};
 
@@ -99,14 +99,53 @@ pub struct Registration {
     pub partition_epoch: PartitionEpoch,
     /// Leader epoch of the last unclean election.
     pub unclean_epoch: Option<LeaderEpoch>,
+    /// What unclean elections lost, as far as it was told; the last 16, oldest first.
+    pub losses: Vec<DataLoss>,
+    /// Where the log of the last in-sync replica ended before that was damaged, until the next
+    /// leader has told what is lost.
+    pub damaged_end: Option<Offset>,
     /// What the ISR has acknowledged is on its disks (R9, R17).
     pub fsync_established: bool,
+}
+
+/// Offsets of which an unclean election lost what was there, or part of it (R7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataLoss {
+    /// The leader epoch of that election.
+    pub epoch: LeaderEpoch,
+    /// The first offset.
+    pub from: Offset,
+    /// The offset after the last; none while nobody has come back who knows it.
+    pub to: Option<Offset>,
+}
+
+impl DataLoss {
+    /// Both ranges and what lies between them.
+    pub(crate) fn with(&self, other: &Self) -> Self {
+        Self {
+            epoch: self.epoch,
+            from: self.from.min(other.from),
+            to: self.to.max(other.to),
+        }
+    }
+
+    /// Whether all from `from` to `to` is part of it.
+    pub fn covers(&self, from: Offset, to: Offset) -> bool {
+        self.from <= from && self.to >= Some(to)
+    }
 }
 
 impl Registration {
     /// In-sync replicas that an `acks=all` produce needs: `min.insync.replicas`, or all there are.
     pub fn effective_min_isr(&self, settings: &TopicSettings) -> usize {
         (settings.min_insync_replicas as usize).min(self.replicas.len())
+    }
+
+    /// Whether it is on record that the unclean election at `epoch` lost all from `from` to `to`.
+    pub fn tells_of(&self, epoch: LeaderEpoch, from: Offset, to: Offset) -> bool {
+        let last = self.losses.last();
+        last.is_some_and(|loss| loss.epoch == epoch && loss.covers(from, to))
     }
 
     /// Whether the node has a replica.

@@ -13,6 +13,8 @@ mod codec;
 mod command;
 mod delta;
 mod election;
+#[cfg(test)]
+mod election_tests;
 mod event;
 mod image;
 mod origins;
@@ -23,9 +25,11 @@ mod tests;
 pub use apply::Applied;
 pub use codec::{CodecError, ImageError};
 pub use command::{
-    AlterPartition, AlterTopic, Command, CreateTopic, Envelope, LogId, Origin, Outcome, Refusal,
-    RegisterBroker,
+    AlterPartition, AlterTopic, Command, CreateTopic, DamagedReplica, Envelope, LogId, Origin,
+    Outcome, Refusal, RegisterBroker, ReportDataLoss,
 };
 pub use delta::Delta;
 pub use event::{ClusterEvent, EventKind};
-pub use image::{Broker, BrokerState, MetadataImage, Registration, ReplicaAssignment, Topic};
+pub use image::{
+    Broker, BrokerState, DataLoss, MetadataImage, Registration, ReplicaAssignment, Topic,
+};

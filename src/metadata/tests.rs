@@ -5,30 +5,30 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use quorate_types::{
-    BootId, BrokerEpoch, DirectoryId, Endpoint, ErrorCode, Incarnation, NodeId, PartitionId,
-    RaftIndex, Term, Timestamp, TopicId, TopicName, TopicPartition,
+    BootId, BrokerEpoch, DirectoryId, Endpoint, ErrorCode, Incarnation, NodeId, Offset,
+    PartitionId, RaftIndex, Term, Timestamp, TopicId, TopicName, TopicPartition,
 };
 
 use crate::{
-    AlterPartition, AlterTopic, BrokerState, Command, CreateTopic, Delta, Envelope, LogId,
-    MetadataImage, Origin, Outcome, RegisterBroker, Registration,
+    AlterPartition, AlterTopic, BrokerState, Command, CreateTopic, DamagedReplica, Delta, Envelope,
+    EventKind, LogId, MetadataImage, Origin, Outcome, RegisterBroker, Registration, ReportDataLoss,
 };
 
-const TOPIC: TopicId = TopicId::from_bytes([9; 16]);
-const P0: TopicPartition = TopicPartition::new(TOPIC, PartitionId::new(0));
+pub(crate) const TOPIC: TopicId = TopicId::from_bytes([9; 16]);
+pub(crate) const P0: TopicPartition = TopicPartition::new(TOPIC, PartitionId::new(0));
 
 #[derive(Default)]
-struct Cluster {
-    image: MetadataImage,
+pub(crate) struct Cluster {
+    pub(crate) image: MetadataImage,
     index: u64,
     sequence: u64,
 }
 
-fn node(id: u32) -> NodeId {
+pub(crate) fn node(id: u32) -> NodeId {
     NodeId::new(id)
 }
 
-fn register(id: u32, life: u64, disk: u8, boot: u8) -> RegisterBroker {
+pub(crate) fn register(id: u32, life: u64, disk: u8, boot: u8) -> RegisterBroker {
     let endpoint = Endpoint {
         host: "h".into(),
         port: 1,
@@ -52,7 +52,7 @@ fn register(id: u32, life: u64, disk: u8, boot: u8) -> RegisterBroker {
 }
 
 impl Cluster {
-    fn envelope(&mut self, commands: Vec<Command>) -> Envelope {
+    pub(crate) fn envelope(&mut self, commands: Vec<Command>) -> Envelope {
         self.sequence += 1;
         Envelope {
             origin: Origin {
@@ -69,7 +69,7 @@ impl Cluster {
         }
     }
 
-    fn at(&mut self) -> LogId {
+    pub(crate) fn at(&mut self) -> LogId {
         self.index += 1;
         LogId {
             term: Term::new(1),
@@ -77,20 +77,27 @@ impl Cluster {
         }
     }
 
-    fn run(&mut self, command: Command) -> Outcome {
+    pub(crate) fn run(&mut self, command: Command) -> Outcome {
         let envelope = self.envelope(vec![command]);
         let at = self.at();
         self.image.apply(&envelope, at).outcomes.remove(0)
     }
 
-    fn epoch(&self, id: u32) -> BrokerEpoch {
+    pub(crate) fn events(&mut self, command: Command) -> Vec<EventKind> {
+        let envelope = self.envelope(vec![command]);
+        let at = self.at();
+        let events = self.image.apply(&envelope, at).events;
+        events.into_iter().map(|event| event.kind).collect()
+    }
+
+    pub(crate) fn epoch(&self, id: u32) -> BrokerEpoch {
         self.image
             .broker(node(id))
             .map(|broker| broker.epoch)
             .unwrap_or_default()
     }
 
-    fn unfence(&mut self, id: u32) -> Outcome {
+    pub(crate) fn unfence(&mut self, id: u32) -> Outcome {
         let epoch = self.epoch(id);
         self.run(Command::UnfenceBroker {
             node: node(id),
@@ -98,7 +105,7 @@ impl Cluster {
         })
     }
 
-    fn fence(&mut self, id: u32) -> Outcome {
+    pub(crate) fn fence(&mut self, id: u32) -> Outcome {
         let epoch = self.epoch(id);
         self.run(Command::FenceBroker {
             node: node(id),
@@ -108,7 +115,7 @@ impl Cluster {
     }
 
     /// Three active brokers and a topic of 3 partitions with 3 replicas.
-    fn of_three() -> Self {
+    pub(crate) fn of_three() -> Self {
         let mut cluster = Self::default();
         for id in 1..=3 {
             cluster.run(Command::RegisterBroker(register(id, 1, id as u8, 1)));
@@ -119,11 +126,11 @@ impl Cluster {
         cluster
     }
 
-    fn p0(&self) -> Registration {
+    pub(crate) fn p0(&self) -> Registration {
         (**self.image.partition(&P0).unwrap()).clone()
     }
 
-    fn alter(&mut self, isr: &[u32]) -> Outcome {
+    pub(crate) fn alter(&mut self, isr: &[u32]) -> Outcome {
         let now = self.p0();
         let leader = now.leader.unwrap();
         let alter = AlterPartition {
@@ -139,7 +146,7 @@ impl Cluster {
     }
 }
 
-fn create(name: &str, topic_id: TopicId, partitions: u32, factor: u32) -> Command {
+pub(crate) fn create(name: &str, topic_id: TopicId, partitions: u32, factor: u32) -> Command {
     Command::CreateTopic(CreateTopic {
         name: TopicName::new(name).unwrap(),
         topic_id,
@@ -150,7 +157,7 @@ fn create(name: &str, topic_id: TopicId, partitions: u32, factor: u32) -> Comman
     })
 }
 
-fn settings(set: &[(&str, &str)], unset: &[&str]) -> Command {
+pub(crate) fn settings(set: &[(&str, &str)], unset: &[&str]) -> Command {
     let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
     Command::AlterTopic(AlterTopic {
         topic_id: TOPIC,
@@ -159,7 +166,7 @@ fn settings(set: &[(&str, &str)], unset: &[&str]) -> Command {
     })
 }
 
-fn code(outcome: Outcome) -> Option<ErrorCode> {
+pub(crate) fn code(outcome: Outcome) -> Option<ErrorCode> {
     match outcome {
         Outcome::Refused(refusal) => Some(refusal.code),
         _ => None,
@@ -287,7 +294,13 @@ fn what_a_restart_may_have_lost_leaves_the_isr() {
         isr_after(|again| again.boot = BootId::from_bytes([7; 16])),
         [node(1)]
     );
-    assert_eq!(isr_after(|again| again.damaged = vec![P0]), []);
+    assert_eq!(
+        isr_after(|again| again.damaged = vec![DamagedReplica {
+            partition: P0,
+            had: None
+        }]),
+        []
+    );
     assert_eq!(
         isr_after(|again| again.directory = DirectoryId::from_bytes([7; 16])),
         []
@@ -472,7 +485,7 @@ fn what_is_unknown_is_refused_instead_of_dropped() {
 }
 
 fn any_command() -> impl Strategy<Value = (u8, u32, u64, u8)> {
-    (0_u8..8, 1_u32..5, 0_u64..4, 0_u8..8)
+    (0_u8..12, 1_u32..5, 0_u64..4, 0_u8..8)
 }
 
 fn command(cluster: &Cluster, (what, id, life, pick): (u8, u32, u64, u8)) -> Command {
@@ -496,6 +509,37 @@ fn command(cluster: &Cluster, (what, id, life, pick): (u8, u32, u64, u8)) -> Com
             let durability = if id == 1 { "fsync" } else { "page-cache" };
             settings(&[("durability", durability)], &[])
         }
+        8 => settings(
+            &[(
+                "min.insync.replicas",
+                ["1", "2", "3"][usize::from(pick % 3)],
+            )],
+            &[],
+        ),
+        9 => {
+            let unclean = if pick % 2 == 0 { "true" } else { "false" };
+            settings(&[("unclean.leader.election.enable", unclean)], &[])
+        }
+        10 => Command::ReportReplicaDamaged {
+            partition: P0,
+            node: node(id),
+            broker_epoch: epoch,
+        },
+        11 => {
+            let registration = cluster.image.partition(&P0);
+            let from = Offset::new(life);
+            Command::ReportDataLoss(ReportDataLoss {
+                partition: P0,
+                node: node(id),
+                broker_epoch: epoch,
+                unclean_epoch: registration
+                    .and_then(|registration| registration.unclean_epoch)
+                    .unwrap_or_default(),
+                from,
+                to: (pick > 3).then(|| Offset::new(u64::from(pick))),
+            })
+        }
+        6 if id == 3 => create("t", TOPIC, 2, id),
         6 => create(&format!("t{pick}"), TopicId::from_bytes([pick; 16]), 2, id),
         _ => {
             let ids: Vec<_> = cluster.image.partitions().keys().copied().collect();
@@ -536,7 +580,24 @@ fn check(old: &MetadataImage, new: &MetadataImage) {
                 "{member} is {state:?}"
             );
         }
+        let settings = &new.topic(id.topic_id).unwrap().settings;
+        assert!(now.elr.iter().all(|node| !now.isr.contains(node)), "R8");
+        assert!(
+            now.elr.is_empty() || now.isr.len() < now.effective_min_isr(settings),
+            "R8: {now:?}"
+        );
+        assert!(now.unclean_epoch.is_none_or(|at| at <= now.leader_epoch));
         if let Some(before) = old.partition(id) {
+            let elected = now.leader_epoch > before.leader_epoch;
+            if elected && now.unclean_epoch == Some(now.leader_epoch) {
+                assert_eq!(now.isr, [now.leader.unwrap()]);
+                let mut sure = before.isr.iter().chain(&before.elr);
+                let lives = |node: &&NodeId| new.is_active(**node) && old.is_active(**node);
+                assert!(
+                    sure.all(|node| !lives(&node) || now.leader == Some(*node)),
+                    "R7"
+                );
+            }
             assert!(now.leader_epoch >= before.leader_epoch);
             assert!(now == before || now.partition_epoch > before.partition_epoch);
             assert!(now.leader == before.leader || now.leader_epoch > before.leader_epoch);

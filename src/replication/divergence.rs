@@ -34,6 +34,8 @@ pub(crate) fn judge(
         };
     };
     match epochs.end_offset_for(asked, log_end) {
+        // Nothing of the leader's log can be compared with what lies below its start.
+        None if subscribe.fetch_offset == log_start => History::Agrees,
         None => History::Diverges(None, log_start),
         Some((epoch, end)) if epoch != asked || end < subscribe.fetch_offset => {
             History::Diverges(Some(epoch), end)

@@ -157,6 +157,12 @@ pub enum Event {
         /// The file, the position, and what is wrong.
         why: String,
     },
+    /// A leader's log is to begin there, or at its high watermark where that is lower; its followers'
+    /// logs follow. Ignored by others.
+    DeleteBefore {
+        /// The first offset to keep.
+        offset: Offset,
+    },
     /// A proposal has ended.
     Proposed {
         /// Which.

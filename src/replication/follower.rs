@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use quorate_log::{Dir, PartitionLog};
+use quorate_metadata::ReportDataLoss;
 use quorate_record::Batch;
 use quorate_types::{LeaderEpoch, NodeId, Offset, SubscriptionId, TopicPartition};
 use tracing::{debug, info, warn};
 
 use crate::events::{Action, Context, Timing};
-use crate::messages::{Ack, Batches, Diverged, FollowerMessage, LeaderMessage, Subscribe};
+use crate::messages::{
+    Ack, Batches, Diverged, FollowerMessage, LeaderMessage, OutOfRange, Subscribe,
+};
 use crate::view::PartitionView;
 
 /// Where a follower stands with its leader.
@@ -44,6 +47,8 @@ pub(crate) enum Followed {
     Failed(String),
     /// The leader wants a cut of what was committed (R4): this replica must stop.
     Damaged(String),
+    /// An unclean election lost what this replica has. The cluster must know before it is cut (R7).
+    Lost(Box<ReportDataLoss>),
 }
 
 impl ReplicaFollower {
@@ -136,17 +141,15 @@ impl ReplicaFollower {
             }
             LeaderMessage::Heartbeat(heartbeat) if following => {
                 self.phase = Phase::Following(id, cx.now);
-                self.learn(log, heartbeat.high_watermark);
                 // R5: no silence is health.
                 self.told = None;
+                return self.learn_all(log, heartbeat.high_watermark, heartbeat.log_start);
             }
             LeaderMessage::Diverged(diverged) => {
-                return self.cut(cx, log, &diverged);
+                return self.cut(cx, log, timing, &diverged);
             }
             LeaderMessage::OutOfRange(out_of_range) => {
-                let log_start = out_of_range.log_start;
-                warn!(partition = %out_of_range.partition, %log_start, "behind the leader's log");
-                self.back_off(timing, cx.now);
+                return self.start_anew(cx, log, timing, &out_of_range);
             }
             LeaderMessage::Error(error) => {
                 debug!(partition = %error.partition, code = %error.code, "not subscribed");
@@ -191,7 +194,51 @@ impl ReplicaFollower {
             return Followed::Failed(error.to_string());
         }
         self.phase = Phase::Following(message.subscription, cx.now);
-        self.learn(log, message.high_watermark);
+        self.learn_all(log, message.high_watermark, message.log_start)
+    }
+
+    /// What the leader has given up is given up here, too.
+    fn learn_all<D: Dir>(
+        &mut self,
+        log: &mut PartitionLog<D>,
+        high_watermark: Offset,
+        log_start: Offset,
+    ) -> Followed {
+        self.learn(log, high_watermark);
+        match log.delete_before(log_start) {
+            Ok(()) => Followed::Fine,
+            Err(error) => Followed::Failed(error.to_string()),
+        }
+    }
+
+    /// R15: the leader has nothing any more of what follows here. A replica that may be elected is
+    /// never so far behind.
+    fn start_anew<D: Dir>(
+        &mut self,
+        cx: &Context<'_>,
+        log: &mut PartitionLog<D>,
+        timing: &Timing,
+        message: &OutOfRange,
+    ) -> Followed {
+        let (partition, start) = (message.partition, message.log_start);
+        let registration = &self.view.registration;
+        let me = self.view.me;
+        if registration.isr.contains(&me) || registration.elr.contains(&me) {
+            return Followed::Damaged(format!(
+                "the leader's log begins at {start}, the one of this in-sync replica ends at {}",
+                log.log_end()
+            ));
+        }
+        if start <= log.log_end() {
+            self.back_off(timing, cx.now);
+            return Followed::Fine;
+        }
+        warn!(%partition, %start, end = %log.log_end(), "behind the leader's log: begins anew");
+        if let Err(error) = log.restart_at(start) {
+            return Followed::Failed(error.to_string());
+        }
+        self.leader_high_watermark = Offset::ZERO;
+        self.phase = Phase::Waiting(cx.now);
         Followed::Fine
     }
 
@@ -241,6 +288,7 @@ impl ReplicaFollower {
         &mut self,
         cx: &Context<'_>,
         log: &mut PartitionLog<D>,
+        timing: &Timing,
         diverged: &Diverged,
     ) -> Followed {
         let partition = diverged.partition;
@@ -251,8 +299,25 @@ impl ReplicaFollower {
             diverged.end_offset,
         )
         .max(log.log_start());
-        let unclean = self.view.registration.unclean_epoch > log.last_record_epoch();
-        if end < log.high_watermark() && !unclean {
+        let registration = &self.view.registration;
+        let unclean = registration.unclean_epoch;
+        let unclean = unclean.filter(|epoch| Some(*epoch) > log.last_record_epoch());
+        if let Some(unclean_epoch) = unclean
+            && end < log.log_end()
+            && !registration.tells_of(unclean_epoch, end, log.log_end())
+        {
+            let report = ReportDataLoss {
+                partition,
+                node: self.view.me,
+                broker_epoch: self.view.my_epoch,
+                unclean_epoch,
+                from: end,
+                to: Some(log.log_end()),
+            };
+            self.back_off(timing, cx.now);
+            return Followed::Lost(Box::new(report));
+        }
+        if end < log.high_watermark() && unclean.is_none() {
             return Followed::Damaged(format!(
                 "the leader's history ends at {end}, {} is committed here",
                 log.high_watermark()

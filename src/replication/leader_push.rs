@@ -9,7 +9,7 @@ use tracing::error;
 use crate::events::{Action, Context, Timing};
 use crate::faults::Faults;
 use crate::leader::{ReplicaLeader, Subscription};
-use crate::messages::{Batches, Heartbeat, LeaderMessage};
+use crate::messages::{Batches, Heartbeat, LeaderMessage, OutOfRange};
 
 impl<F: Faults> ReplicaLeader<F> {
     /// Pushes what every follower can take.
@@ -28,6 +28,18 @@ impl<F: Faults> ReplicaLeader<F> {
             let Some(subscription) = &mut follower.subscription else {
                 continue;
             };
+            if subscription.next < log.log_start() {
+                // R15: it was cut off by what was given up meanwhile.
+                let message = LeaderMessage::OutOfRange(OutOfRange {
+                    partition,
+                    subscription: subscription.id,
+                    log_start: log.log_start(),
+                });
+                let stream = subscription.stream;
+                follower.subscription = None;
+                out.push(Action::ToFollower { stream, message });
+                continue;
+            }
             match push_to(cx, partition, log, timing, subscription, out) {
                 Ok(()) => {}
                 Err(error) => {

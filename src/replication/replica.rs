@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use quorate_log::{Dir, LogOptions, PartitionLog};
-use quorate_types::{ErrorCode, LeaderEpoch, NodeId, SubscriptionId, TopicPartition};
-use tracing::{error, info};
+use quorate_types::{ErrorCode, LeaderEpoch, NodeId, RaftIndex, SubscriptionId, TopicPartition};
+use tracing::{error, info, warn};
 
 use crate::events::{
     Action, Context, Event, Produce, ProduceError, ProposalId, Status, StreamId, Timing,
@@ -49,6 +49,11 @@ pub struct Replica<D: Dir, F: Faults = NoFaults> {
     /// Since when a flush is under way.
     pub(crate) flushing_since: Option<Duration>,
     pub(crate) checkpointed_at: Duration,
+    /// The log was marked as damaged before it was cut: the mark stays until the cluster has taken
+    /// this replica out of the ISR.
+    pub(crate) marked: bool,
+    /// By which image the quorum was last told where an unclean epoch begins.
+    pub(crate) told_loss_at: Option<RaftIndex>,
     /// Why the only in-sync replica cannot be read somewhere, as it was told last.
     pub(crate) unreadable: Option<String>,
     pub(crate) me: NodeId,
@@ -76,6 +81,8 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             notice: None,
             flushing_since: None,
             checkpointed_at: Duration::ZERO,
+            marked: false,
+            told_loss_at: None,
             unreadable: None,
             me,
             subscriptions,
@@ -168,6 +175,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             Event::Flushed(done) => self.flushed(cx, done, out),
             Event::Unreadable { why } => self.unreadable(cx, why, out),
             Event::Proposed { id, result } => self.proposed(cx, id, result),
+            Event::DeleteBefore { offset } => self.delete_before(cx, offset, out),
             Event::Tick => self.tick(cx, out),
         }
     }
@@ -187,10 +195,10 @@ impl<D: Dir, F: Faults> Replica<D, F> {
         match &mut self.role {
             Role::Damaged => return,
             // Back only where the cluster has taken note: out of the ISR, or told and at another
-            // epoch.
+            // epoch with nothing lost.
             Role::Failed(failed)
                 if view.registration.isr.contains(&self.me)
-                    && (epoch <= *failed || self.notice.is_some()) =>
+                    && (epoch <= *failed || self.notice.is_some() || self.marked) =>
             {
                 return;
             }
@@ -206,11 +214,17 @@ impl<D: Dir, F: Faults> Replica<D, F> {
                     && serving =>
             {
                 follower.view = view;
+                self.discard_set_aside();
                 return;
             }
             _ => {}
         }
         self.leave_role(out);
+        if std::mem::take(&mut self.marked)
+            && let Err(error) = self.log.damage_told()
+        {
+            warn!(partition = %self.id, %error, "the next start reports this replica again");
+        }
         match view.registration.leader {
             Some(leader) if serving && leader == self.me => self.lead(cx, view, out),
             Some(leader) if serving && view.registration.has_replica(self.me) => {
@@ -228,6 +242,18 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             _ => {}
         }
         out.push(Action::Status);
+    }
+
+    /// A follower that is in sync has from its leader what recovery once had to cut here. Where
+    /// records are lost, what was kept of them may be all that is left: that stays.
+    fn discard_set_aside(&mut self) {
+        let view = self.view.as_ref().filter(|_| self.log.has_set_aside());
+        let repaired = view.is_some_and(|view| {
+            view.registration.isr.contains(&self.me) && view.registration.losses.is_empty()
+        });
+        if repaired && let Err(error) = self.log.discard_set_aside() {
+            warn!(partition = %self.id, %error, "what recovery has set aside stays");
+        }
     }
 
     pub(crate) fn leave_role(&mut self, out: &mut Vec<Action<D>>) {
@@ -381,7 +407,10 @@ impl<D: Dir, F: Faults> Replica<D, F> {
         if follower.leader != from {
             return;
         }
-        let cuts = matches!(message, LeaderMessage::Diverged(_));
+        let cuts = matches!(
+            message,
+            LeaderMessage::Diverged(_) | LeaderMessage::OutOfRange(_)
+        );
         match follower.take(cx, &mut self.log, &timing, message) {
             Followed::Fine => {
                 if cuts {
@@ -389,6 +418,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
                 }
             }
             Followed::Failed(why) => self.fail(cx, &why, out),
+            Followed::Lost(report) => self.report_loss(cx.now, *report),
             Followed::Damaged(why) => {
                 error!(partition = %self.id, why, "replica is damaged and stops");
                 self.role = Role::Damaged;
@@ -444,6 +474,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
         if let Err(why) = pushed {
             self.unreadable(cx, why, out);
         }
+        self.tell_unclean_start(cx.now);
         self.send_notice(cx.now, out);
         self.start_flush(cx.now, out);
     }

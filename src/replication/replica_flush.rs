@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use quorate_log::{Dir, FlushDone, LogError};
-use quorate_metadata::Command;
-use quorate_types::LeaderEpoch;
+use quorate_metadata::{Command, ReportDataLoss};
+use quorate_types::{LeaderEpoch, Offset};
 use tracing::{error, warn};
 
 use crate::events::{Action, Context, ProposalId, ProposalResult};
@@ -75,6 +75,14 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             .view
             .as_ref()
             .map(|view| view.registration.leader_epoch);
+        if !self.mark_what_is_lost(why) {
+            // A process that ends before the cluster knows finds the log as long as it was.
+            self.role = Role::Damaged;
+            self.flushing_since = None;
+            self.report_damaged(cx.now);
+            out.push(Action::Status);
+            return;
+        }
         match self.log.cut_to_flushed() {
             Ok(()) => self.role = Role::Failed(epoch.unwrap_or(LeaderEpoch::ZERO)),
             Err(error) => {
@@ -89,6 +97,29 @@ impl<D: Dir, F: Faults> Replica<D, F> {
         self.flushing_since = None;
         self.report_damaged(cx.now);
         out.push(Action::Status);
+    }
+
+    /// What was acknowledged from the page cache goes with the cut: a process that ends before the
+    /// cluster knows must find the mark, or its log would pass for whole (R9). Says whether the log
+    /// may be cut.
+    fn mark_what_is_lost(&mut self, why: &str) -> bool {
+        let synced = self
+            .view
+            .as_ref()
+            .is_some_and(|view| view.registration.fsync_established);
+        if synced || self.log.flushed_end() >= self.log.log_end() {
+            return true;
+        }
+        match self.log.mark_damaged(why) {
+            Ok(()) => {
+                self.marked = true;
+                true
+            }
+            Err(error) => {
+                error!(partition = %self.id, %error, "the log cannot be marked: replica stops");
+                false
+            }
+        }
     }
 
     /// R13: a batch of this log cannot be read from the disk. Another in-sync replica has it: this
@@ -132,6 +163,62 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             id: None,
             again_at: now,
         });
+    }
+
+    /// R7: the cluster must hear of it before this replica cuts what it has.
+    pub(crate) fn report_loss(&mut self, now: Duration, report: ReportDataLoss) {
+        if self.notice.is_none() {
+            self.notice = Some(Notice {
+                command: Command::ReportDataLoss(report),
+                id: None,
+                again_at: now,
+            });
+        }
+    }
+
+    /// R7: where the history that an unclean election chose begins to differ from what was there
+    /// before. Whoever leads tells, until it is on record: the first one may have ended.
+    pub(crate) fn tell_unclean_start(&mut self, now: Duration) {
+        let Role::Leader(leader) = &self.role else {
+            return;
+        };
+        let view = &leader.view;
+        let registration = &view.registration;
+        let Some(unclean_epoch) = registration.unclean_epoch else {
+            return;
+        };
+        let on_record = registration.losses.last().map(|loss| loss.epoch);
+        if on_record >= Some(unclean_epoch) || self.told_loss_at >= Some(view.applied) {
+            return;
+        }
+        let epochs = self.log.epochs().entries();
+        let began = epochs.iter().find(|(epoch, _)| *epoch >= unclean_epoch);
+        let report = ReportDataLoss {
+            partition: self.id,
+            node: self.me,
+            broker_epoch: view.my_epoch,
+            unclean_epoch,
+            from: began.map_or(leader.epoch_start, |(_, first)| *first),
+            to: None,
+        };
+        if self.notice.is_none() {
+            self.told_loss_at = Some(view.applied);
+            self.report_loss(now, report);
+        }
+    }
+
+    /// The log begins later from now on.
+    pub(crate) fn delete_before(
+        &mut self,
+        cx: &Context<'_>,
+        offset: Offset,
+        out: &mut Vec<Action<D>>,
+    ) {
+        if matches!(self.role, Role::Leader(_))
+            && let Err(error) = self.log.delete_before(offset)
+        {
+            self.fail(cx, &error.to_string(), out);
+        }
     }
 
     pub(crate) fn send_notice(&mut self, now: Duration, out: &mut Vec<Action<D>>) {

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use quorate_log::{LogOptions, PartitionLog, RecoveryContext};
-use quorate_metadata::{BrokerState, Command, RegisterBroker};
+use quorate_metadata::{BrokerState, Command, DamagedReplica, RegisterBroker};
 use quorate_replication::{
     Action, Context, Event, Faults, PartitionView, ProposalId, ProposalResult, Replica, Status,
     StreamId, StreamRoom,
@@ -216,7 +216,10 @@ impl<F: Faults> World<F> {
             port: node.get() as u16,
         };
         let damaged = if process.damaged {
-            vec![PARTITION]
+            vec![DamagedReplica {
+                partition: PARTITION,
+                had: None,
+            }]
         } else {
             Vec::new()
         };
