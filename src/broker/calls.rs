@@ -76,6 +76,9 @@ pub struct FetchCall {
     pub current_epoch: Option<LeaderEpoch>,
     /// The epoch of the record before `offset` as the caller read it (KIP-320).
     pub last_fetched_epoch: Option<LeaderEpoch>,
+    /// The newest leader epoch that the caller knows of: what later unclean elections have lost is to
+    /// be told (R7).
+    pub seen_epoch: Option<LeaderEpoch>,
     /// Who holds the answer.
     pub holder: Holder,
 }
@@ -126,6 +129,20 @@ pub enum FetchError {
         /// End of the log, exclusive.
         log_end: Offset,
     },
+    /// An unclean election lost what the caller had read or was to read next (R7).
+    #[error(
+        "records of the offsets {from} to {} are lost by the unclean election at leader epoch {epoch}: \
+         read on from offset {from}",
+        to.get().saturating_sub(1)
+    )]
+    DataLoss {
+        /// The leader epoch of that election.
+        epoch: LeaderEpoch,
+        /// The first offset that is lost, and may have been given anew.
+        from: Offset,
+        /// The offset after the last, as far as it is known.
+        to: Offset,
+    },
     /// A new leader does not know yet what is committed (R10).
     #[error("the new leader does not know the high watermark yet")]
     OffsetNotAvailable,
@@ -145,6 +162,7 @@ impl FetchError {
             Self::FencedEpoch { .. } => ErrorCode::FencedLeaderEpoch,
             Self::UnknownEpoch { .. } => ErrorCode::UnknownLeaderEpoch,
             Self::OutOfRange { .. } => ErrorCode::OffsetOutOfRange,
+            Self::DataLoss { .. } => ErrorCode::DataLoss,
             Self::OffsetNotAvailable => ErrorCode::OffsetNotAvailable,
             Self::Throttled => ErrorCode::ThrottlingQuotaExceeded,
             Self::Storage(_) => ErrorCode::KafkaStorageError,

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::calls::{FetchCall, FetchError, Fetched, ListedOffset, OffsetPosition};
 use crate::fetch_room::{FetchRoom, shrink};
 use crate::hosted::{Hosted, Published};
+use crate::losses::Losses;
 use crate::mailbox::{Mail, Mailbox};
 use crate::metrics::Fetches;
 
@@ -45,6 +46,30 @@ fn divergence(
     (epoch != last || end < call.offset).then_some((epoch, end))
 }
 
+/// R7: a reader learns what an unclean election lost for it. Gives where its read must end.
+fn tell_losses(
+    hosted: &Hosted,
+    state: &Published,
+    call: &FetchCall,
+    diverging: Option<(LeaderEpoch, Offset)>,
+) -> Result<Offset, FetchError> {
+    let Some((epoch, _)) = state.unclean else {
+        return Ok(state.high_watermark);
+    };
+    let on_record = hosted.losses.read();
+    let losses = Losses {
+        unclean_epoch: Some(epoch),
+        on_record: &on_record,
+    };
+    let Some(known) = call.seen_epoch.max(call.last_fetched_epoch) else {
+        let told = (call.offset > state.log_end).then(|| losses.beyond_end(call.offset));
+        return told.flatten().map_or(Ok(state.high_watermark), Err);
+    };
+    let parts_at = diverging.map(|(_, end)| end);
+    let end = losses.tell(known, call.offset, parts_at)?;
+    Ok(end.map_or(state.high_watermark, |end| end.min(state.high_watermark)))
+}
+
 pub(crate) async fn fetch(
     hosted: Arc<Hosted>,
     room: &FetchRoom,
@@ -66,7 +91,9 @@ pub(crate) async fn fetch(
             leader_epoch,
             diverging,
         };
-        if let Some(diverging) = divergence(&hosted, &state, &call) {
+        let diverging = divergence(&hosted, &state, &call);
+        let up_to = tell_losses(&hosted, &state, &call, diverging)?;
+        if let Some(diverging) = diverging {
             return Ok(fetched(Bytes::new(), Some(diverging), None));
         }
         if call.offset < state.log_start || call.offset > state.log_end {
@@ -76,10 +103,10 @@ pub(crate) async fn fetch(
                 log_end: state.log_end,
             });
         }
-        let (bytes, room) = if call.offset < state.high_watermark {
+        let (bytes, room) = if call.offset < up_to {
             let (granted, mut held) = room.reserve(asked, call.holder).await?;
             call.max_bytes = granted;
-            let mut bytes = read(&hosted, fetches, mailbox, &call, state.high_watermark).await?;
+            let mut bytes = read(&hosted, fetches, mailbox, &call, up_to).await?;
             let size = bytes.len();
             if size > granted {
                 // One batch that is larger than what was asked for. What waits holds no bytes.
@@ -89,7 +116,7 @@ pub(crate) async fn fetch(
                     drop(bytes);
                     held = room.exactly(size, call.holder).await?;
                     call.max_bytes = size;
-                    bytes = read(&hosted, fetches, mailbox, &call, state.high_watermark).await?;
+                    bytes = read(&hosted, fetches, mailbox, &call, up_to).await?;
                 }
             }
             shrink(&mut held, bytes.len());
@@ -236,6 +263,7 @@ mod tests {
             max_wait: Duration::ZERO,
             current_epoch: None,
             last_fetched_epoch: None,
+            seen_epoch: None,
             holder: Holder::Answer,
         };
         let up_to = Offset::new(1);

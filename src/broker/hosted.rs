@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use parking_lot::RwLock;
 use quorate_log::LogReader;
+use quorate_metadata::DataLoss;
 use quorate_record::LeaderEpochCache;
 use quorate_types::{LeaderEpoch, Offset, TopicPartition};
 use tokio::sync::watch;
@@ -23,6 +24,8 @@ pub(crate) struct Published {
     pub(crate) log_start: Offset,
     pub(crate) log_end: Offset,
     pub(crate) high_watermark: Offset,
+    /// Leader epoch of the last unclean election, and how much is on record of what it lost.
+    pub(crate) unclean: Option<(LeaderEpoch, Option<DataLoss>)>,
 }
 
 /// A hosted partition, for those who look at it.
@@ -46,6 +49,8 @@ pub(crate) struct Hosted {
     pub(crate) state: watch::Sender<Published>,
     /// Refreshed with every change of role, and while leading complete for every epoch.
     pub(crate) epochs: RwLock<LeaderEpochCache>,
+    /// What unclean elections lost; refreshed while leading.
+    pub(crate) losses: RwLock<Vec<DataLoss>>,
     /// A reader has told the plane that the log cannot be read, and the plane has not taken it yet.
     pub(crate) unreadable: AtomicBool,
 }
@@ -78,6 +83,7 @@ impl Registry {
             reader,
             state: watch::Sender::default(),
             epochs: RwLock::new(epochs),
+            losses: RwLock::default(),
             unreadable: AtomicBool::new(false),
         });
         self.partitions.write().insert(id, Arc::clone(&hosted));

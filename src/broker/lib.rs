@@ -15,6 +15,7 @@ mod hosted;
 mod hosting;
 mod leader_links;
 mod lifecycle;
+mod losses;
 mod mailbox;
 mod metrics;
 mod plane;

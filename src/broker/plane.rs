@@ -410,6 +410,7 @@ impl Plane {
             Action::Status => {
                 if let Some(slot) = self.slots.get(&partition) {
                     *slot.hosted.epochs.write() = slot.replica.log().epochs().clone();
+                    *slot.hosted.losses.write() = slot.replica.losses().to_vec();
                 }
             }
         }
@@ -509,5 +510,9 @@ fn published(replica: &Replica<Disk>) -> Published {
         log_start: log.log_start(),
         log_end: log.log_end(),
         high_watermark: log.high_watermark(),
+        unclean: replica.unclean_epoch().map(|epoch| {
+            let loss = replica.losses().last().copied();
+            (epoch, loss)
+        }),
     }
 }

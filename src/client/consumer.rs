@@ -92,6 +92,8 @@ impl Client {
                 client: self.clone(),
                 options,
                 at: assignment,
+                last_epoch: None,
+                seen_epoch: None,
             };
             fetchers.spawn(fetcher.run(sender.clone()));
         }
@@ -117,6 +119,10 @@ struct Fetcher {
     client: Client,
     options: ConsumerOptions,
     at: Assignment,
+    /// The epoch of the last record that was read (KIP-320).
+    last_epoch: Option<i32>,
+    /// The leader epoch when reading began: what later unclean elections lose is told.
+    seen_epoch: Option<i32>,
 }
 
 impl Fetcher {
@@ -180,6 +186,8 @@ impl Fetcher {
             max_bytes: self.options.fetch_bytes,
             min_bytes: 1,
             current_leader_epoch: Some(leader_epoch),
+            last_fetched_epoch: self.last_epoch,
+            seen_leader_epoch: self.seen_epoch,
             max_wait_ms: u32::try_from(self.options.max_wait.as_millis()).unwrap_or(u32::MAX),
             ..v1::FetchRequest::default()
         };
@@ -210,6 +218,14 @@ impl Fetcher {
             partition,
             offset,
         } = &mut self.at;
+        if let Some(diverging) = &fetched.diverging {
+            let end = diverging.end_offset;
+            return Err(ClientError::Protocol(format!(
+                "{topic}-{partition}: what was read from offset {end} to {offset} is not in the log any \
+                 more: read on from offset {end}"
+            )));
+        }
+        self.seen_epoch.get_or_insert(fetched.leader_epoch);
         let unreadable = |error: &dyn std::fmt::Display| {
             ClientError::Protocol(format!("{topic}-{partition}, offset {offset}: {error}"))
         };
@@ -233,6 +249,7 @@ impl Fetcher {
                 break;
             }
             next = next.max(batch.end_offset());
+            self.last_epoch = Some(batch.leader_epoch().to_signed());
         }
         *offset = next;
         let consumed = Consumed {

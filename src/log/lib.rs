@@ -23,6 +23,8 @@ mod partition_log;
 mod reader;
 mod segment;
 mod start;
+#[cfg(test)]
+mod start_tests;
 mod tail;
 #[cfg(test)]
 mod test_dir;

@@ -16,11 +16,11 @@ use crate::{
     RecoveryContext, RecoveryReport,
 };
 
-const PATH: &str = "logs/t-0";
-const AFTER_KILL: RecoveryContext = RecoveryContext { same_boot: true };
-const AFTER_POWER_LOSS: RecoveryContext = RecoveryContext { same_boot: false };
+pub(crate) const PATH: &str = "logs/t-0";
+pub(crate) const AFTER_KILL: RecoveryContext = RecoveryContext { same_boot: true };
+pub(crate) const AFTER_POWER_LOSS: RecoveryContext = RecoveryContext { same_boot: false };
 
-fn options() -> LogOptions {
+pub(crate) fn options() -> LogOptions {
     LogOptions {
         segment_bytes: 600,
         index_interval_bytes: 100,
@@ -29,7 +29,7 @@ fn options() -> LogOptions {
     }
 }
 
-fn open(root: &TempDir, cx: RecoveryContext) -> (PartitionLog<OsDir>, RecoveryReport) {
+pub(crate) fn open(root: &TempDir, cx: RecoveryContext) -> (PartitionLog<OsDir>, RecoveryReport) {
     let dir = Arc::new(OsDir::new(root.path()));
     PartitionLog::open(dir, PATH, options(), cx).unwrap()
 }
@@ -51,20 +51,20 @@ fn batch(base: u64, epoch: u32, records: u32, mark: u64) -> Batch {
         .stamped(Offset::new(base), LeaderEpoch::new(epoch))
 }
 
-fn append(log: &mut PartitionLog<OsDir>, epoch: u32, records: u32, mark: u64) -> Batch {
+pub(crate) fn append(log: &mut PartitionLog<OsDir>, epoch: u32, records: u32, mark: u64) -> Batch {
     let batch = batch(log.log_end().get(), epoch, records, mark);
     log.append(&batch, Timestamp::from_millis(0)).unwrap();
     batch
 }
 
-fn flush(log: &mut PartitionLog<OsDir>) {
+pub(crate) fn flush(log: &mut PartitionLog<OsDir>) {
     if let Some(ticket) = log.start_flush() {
         log.complete_flush(ticket.run()).unwrap();
     }
 }
 
 /// Everything in the log, read in small pieces.
-fn read_all(log: &PartitionLog<OsDir>) -> Vec<Batch> {
+pub(crate) fn read_all(log: &PartitionLog<OsDir>) -> Vec<Batch> {
     let reader = log.reader();
     let mut at = log.log_start();
     let mut batches = Vec::new();

@@ -351,6 +351,7 @@ async fn answers_that_are_larger_than_was_asked_for_have_room() {
         max_wait: Duration::ZERO,
         current_epoch: None,
         last_fetched_epoch: None,
+        seen_epoch: None,
         holder: Holder::Answer,
     };
     let fetches = (0..20).map(|_| running[0].broker.fetch(call.clone()));

@@ -11,6 +11,8 @@ mod leader;
 mod leader_isr;
 mod leader_produce;
 mod leader_push;
+#[cfg(test)]
+mod loss_tests;
 mod messages;
 mod replica;
 mod replica_flush;

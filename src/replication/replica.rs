@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use quorate_log::{Dir, LogOptions, PartitionLog};
+use quorate_metadata::DataLoss;
 use quorate_types::{ErrorCode, LeaderEpoch, NodeId, RaftIndex, SubscriptionId, TopicPartition};
 use tracing::{error, info, warn};
 
@@ -111,6 +112,17 @@ impl<D: Dir, F: Faults> Replica<D, F> {
         self.log
     }
 
+    /// Leader epoch of the last unclean election, by the newest image.
+    pub fn unclean_epoch(&self) -> Option<LeaderEpoch> {
+        self.view.as_ref()?.registration.unclean_epoch
+    }
+
+    /// What unclean elections lost, by the newest image.
+    pub fn losses(&self) -> &[DataLoss] {
+        let view = self.view.as_ref();
+        view.map_or(&[], |view| &view.registration.losses)
+    }
+
     /// What it is.
     pub fn status(&self) -> Status {
         match &self.role {
@@ -205,6 +217,9 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             Role::Leader(leader)
                 if leader.epoch == epoch && leader.view.my_epoch == view.my_epoch && serving =>
             {
+                if before.is_none_or(|old| old.registration.losses != view.registration.losses) {
+                    out.push(Action::Status);
+                }
                 leader.take_view(view, self.log.log_end(), cx.now);
                 return;
             }

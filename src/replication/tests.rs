@@ -24,7 +24,7 @@ use crate::{
 };
 
 const TOPIC: TopicId = TopicId::from_bytes([3; 16]);
-const ID: TopicPartition = TopicPartition::new(TOPIC, PartitionId::new(0));
+pub(crate) const ID: TopicPartition = TopicPartition::new(TOPIC, PartitionId::new(0));
 
 struct Open;
 
@@ -34,30 +34,32 @@ impl StreamRoom for Open {
     }
 }
 
-struct Node {
-    replica: Option<Replica<OsDir>>,
+pub(crate) struct Node {
+    pub(crate) replica: Option<Replica<OsDir>>,
     epoch: BrokerEpoch,
     /// Nothing reaches it, and it gets no time.
-    paused: bool,
-    flushes: bool,
+    pub(crate) paused: bool,
+    pub(crate) flushes: bool,
 }
 
-struct Cluster {
+pub(crate) struct Cluster {
     _root: TempDir,
     dirs: BTreeMap<NodeId, Arc<OsDir>>,
-    nodes: BTreeMap<NodeId, Node>,
-    image: MetadataImage,
+    pub(crate) nodes: BTreeMap<NodeId, Node>,
+    pub(crate) image: MetadataImage,
     index: u64,
     now: Duration,
     contact: Duration,
-    events: VecDeque<(NodeId, Event)>,
-    answers: BTreeMap<u64, Result<Produced, ProduceError>>,
+    pub(crate) events: VecDeque<(NodeId, Event)>,
+    pub(crate) answers: BTreeMap<u64, Result<Produced, ProduceError>>,
     requests: u64,
     /// Acks that a test has kept back instead of delivering them.
     kept_acks: Option<Vec<(NodeId, Event)>>,
+    /// The quorum does not take any.
+    pub(crate) refuse_proposals: bool,
 }
 
-fn node(id: u32) -> NodeId {
+pub(crate) fn node(id: u32) -> NodeId {
     NodeId::new(id)
 }
 
@@ -85,7 +87,7 @@ fn batch(mark: u64, producer: Option<(u64, u32)>) -> Batch {
 }
 
 impl Cluster {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let root = TempDir::new().unwrap();
         let mut cluster = Self {
             dirs: BTreeMap::new(),
@@ -98,6 +100,7 @@ impl Cluster {
             answers: BTreeMap::new(),
             requests: 0,
             kept_acks: None,
+            refuse_proposals: false,
             _root: root,
         };
         for id in 1..=3 {
@@ -118,7 +121,7 @@ impl Cluster {
         cluster
     }
 
-    fn start(&mut self, id: u32, life: u64) {
+    pub(crate) fn start(&mut self, id: u32, life: u64) {
         let dir = Arc::clone(&self.dirs[&node(id)]);
         let cx = RecoveryContext { same_boot: true };
         let (log, report) = PartitionLog::open(dir, "p", LogOptions::default(), cx).unwrap();
@@ -164,7 +167,7 @@ impl Cluster {
     }
 
     /// Ends a node's process; its files stay.
-    fn kill(&mut self, id: u32) {
+    pub(crate) fn kill(&mut self, id: u32) {
         self.nodes.remove(&node(id));
         self.events.retain(|(to, _)| *to != node(id));
         for other in self.nodes.keys().copied().collect::<Vec<_>>() {
@@ -176,7 +179,7 @@ impl Cluster {
         }
     }
 
-    fn fence(&mut self, id: u32) {
+    pub(crate) fn fence(&mut self, id: u32) {
         let epoch = self.image.broker(node(id)).unwrap().epoch;
         self.apply(Command::FenceBroker {
             node: node(id),
@@ -186,7 +189,7 @@ impl Cluster {
         self.run();
     }
 
-    fn apply(&mut self, command: Command) -> Outcome {
+    pub(crate) fn apply(&mut self, command: Command) -> Outcome {
         self.index += 1;
         let envelope = Envelope {
             origin: Origin {
@@ -214,7 +217,7 @@ impl Cluster {
         outcome
     }
 
-    fn step(&mut self, id: NodeId, event: Event) {
+    pub(crate) fn step(&mut self, id: NodeId, event: Event) {
         let cx = Context {
             now: self.now,
             wall: Timestamp::from_millis(7),
@@ -253,9 +256,13 @@ impl Cluster {
                     id: proposal,
                     command,
                 } => {
-                    let result = match self.apply(command) {
-                        Outcome::Refused(refusal) => ProposalResult::Refused(refusal.code),
-                        _ => ProposalResult::Applied,
+                    let result = if self.refuse_proposals {
+                        ProposalResult::Unknown
+                    } else {
+                        match self.apply(command) {
+                            Outcome::Refused(refusal) => ProposalResult::Refused(refusal.code),
+                            _ => ProposalResult::Applied,
+                        }
                     };
                     self.events.push_back((
                         id,
@@ -280,7 +287,7 @@ impl Cluster {
     }
 
     /// Delivers until nothing is under way.
-    fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         let mut kept = VecDeque::new();
         for _ in 0..100_000 {
             let Some((to, event)) = self.events.pop_front() else {
@@ -296,7 +303,7 @@ impl Cluster {
         panic!("the replicas never come to rest");
     }
 
-    fn pass(&mut self, time: Duration) {
+    pub(crate) fn pass(&mut self, time: Duration) {
         let end = self.now + time;
         while self.now < end {
             self.now += Duration::from_millis(50);
@@ -310,11 +317,17 @@ impl Cluster {
         }
     }
 
-    fn produce(&mut self, to: u32, mark: u64, acks: Acks, tag: Option<(u64, u32)>) -> u64 {
+    pub(crate) fn produce(
+        &mut self,
+        to: u32,
+        mark: u64,
+        acks: Acks,
+        tag: Option<(u64, u32)>,
+    ) -> u64 {
         self.produce_batch(to, batch(mark, tag), acks)
     }
 
-    fn produce_batch(&mut self, to: u32, batch: Batch, acks: Acks) -> u64 {
+    pub(crate) fn produce_batch(&mut self, to: u32, batch: Batch, acks: Acks) -> u64 {
         self.requests += 1;
         let produce = Produce {
             id: RequestId(self.requests),
@@ -328,7 +341,7 @@ impl Cluster {
         self.requests
     }
 
-    fn offset(&self, request: u64) -> u64 {
+    pub(crate) fn offset(&self, request: u64) -> u64 {
         self.answers[&request]
             .as_ref()
             .unwrap()
@@ -337,11 +350,11 @@ impl Cluster {
             .get()
     }
 
-    fn leader(&self) -> u32 {
+    pub(crate) fn leader(&self) -> u32 {
         self.image.partition(&ID).unwrap().leader.unwrap().get()
     }
 
-    fn isr(&self) -> Vec<u32> {
+    pub(crate) fn isr(&self) -> Vec<u32> {
         self.image
             .partition(&ID)
             .unwrap()
@@ -351,11 +364,11 @@ impl Cluster {
             .collect()
     }
 
-    fn replica(&self, id: u32) -> &Replica<OsDir> {
+    pub(crate) fn replica(&self, id: u32) -> &Replica<OsDir> {
         self.nodes[&node(id)].replica.as_ref().unwrap()
     }
 
-    fn values(&self, id: u32) -> Vec<String> {
+    pub(crate) fn values(&self, id: u32) -> Vec<String> {
         let log = self.replica(id).log();
         let bytes = log
             .reader()

@@ -66,6 +66,7 @@ impl Edge {
                 start: Some(start),
                 next: Offset::ZERO,
                 last_epoch: None,
+                seen_epoch: None,
                 until: None,
                 until_end: request.until_end,
                 as_batches: request.batches,
@@ -111,6 +112,8 @@ struct PartitionReader {
     start: Option<Start>,
     next: Offset,
     last_epoch: Option<LeaderEpoch>,
+    /// The leader epoch when reading began: what later unclean elections lose is told (R7).
+    seen_epoch: Option<LeaderEpoch>,
     until: Option<Offset>,
     until_end: bool,
     as_batches: bool,
@@ -208,6 +211,7 @@ impl PartitionReader {
                 let end = self.look_up(latest()).await?;
                 self.until = Some(end.unwrap_or_default());
             }
+            self.seen_epoch = self.last_epoch;
             self.start = None;
         }
         // The first answer says where reading begins, whether there is something or not.
@@ -228,6 +232,7 @@ impl PartitionReader {
             max_wait_ms: if waits { POLL_MS } else { 0 },
             current_leader_epoch: None,
             last_fetched_epoch: self.last_epoch.map(LeaderEpoch::to_signed),
+            seen_leader_epoch: self.seen_epoch.map(LeaderEpoch::to_signed),
         };
         // On a task of its own: a client that does not take what is there must not leave it on the
         // connection to another node, where it would stand in the way of everybody else's.
@@ -238,6 +243,9 @@ impl PartitionReader {
             ErrorInfo::new(ErrorCode::LeaderNotAvailable, "the fetch was given up")
         })?;
         let (fetched, room) = fetched.map_err(|status| told(&status))?;
+        if self.seen_epoch.is_none() {
+            self.seen_epoch = LeaderEpoch::from_signed(fetched.leader_epoch).ok();
+        }
         let high_watermark = Offset::from_signed(fetched.high_watermark).unwrap_or_default();
         self.high_watermark = if fetched.batches.is_empty() {
             // Whatever was told: what is not given now is waited for.

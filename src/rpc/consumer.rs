@@ -81,6 +81,7 @@ impl Edge {
             max_wait,
             current_epoch: epoch(request.current_leader_epoch)?,
             last_fetched_epoch: epoch(request.last_fetched_epoch)?,
+            seen_epoch: epoch(request.seen_leader_epoch)?,
             holder,
         };
         let fetched = self

@@ -136,6 +136,27 @@ pub(crate) fn event(event: &ClusterEvent) -> v1::ClusterEvent {
             described.leader = Some(leader.get());
             described.isr = nodes(isr);
         }
+        EventKind::UncleanLeaderElected {
+            topic,
+            partition,
+            leader,
+            epoch,
+        } => {
+            place(topic, *partition, *epoch);
+            described.leader = Some(leader.get());
+            described.isr = nodes(&[*leader]);
+        }
+        EventKind::DataLost {
+            topic,
+            partition,
+            epoch,
+            from,
+            to,
+        } => {
+            place(topic, *partition, *epoch);
+            described.lost_from = Some(from.to_signed());
+            described.lost_to = Some(to.to_signed());
+        }
         EventKind::PartitionOffline {
             topic,
             partition,

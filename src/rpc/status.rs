@@ -38,7 +38,17 @@ pub(crate) fn produce_error(error: &ProduceError) -> ErrorInfo {
 }
 
 pub(crate) fn fetch_error(error: &FetchError) -> ErrorInfo {
-    ErrorInfo::new(error.code(), error.to_string())
+    let mut info = ErrorInfo::new(error.code(), error.to_string());
+    if let FetchError::DataLoss { epoch, from, to } = error {
+        for (key, value) in [
+            ("lost_from", from.to_string()),
+            ("lost_to", to.to_string()),
+            ("leader_epoch", epoch.to_string()),
+        ] {
+            info.metadata.insert(key.to_owned(), value);
+        }
+    }
+    info
 }
 
 #[cfg(test)]

@@ -61,6 +61,8 @@ error_codes! {
     RequestTimedOut = "REQUEST_TIMED_OUT", retriable: true;
     /// The offset is outside the log.
     OffsetOutOfRange = "OFFSET_OUT_OF_RANGE", retriable: false;
+    /// An unclean election lost records that the reader had read or was to read (R7).
+    DataLoss = "DATA_LOSS", retriable: false;
     /// A new leader does not know the high watermark yet (R10).
     OffsetNotAvailable = "OFFSET_NOT_AVAILABLE", retriable: true;
     /// A batch is malformed or its CRC is wrong.

@@ -30,7 +30,7 @@ pub enum GrpcCode {
     Internal = 13,
     /// Try again, perhaps elsewhere.
     Unavailable = 14,
-    /// What was stored is damaged.
+    /// What was stored is damaged, or lost.
     DataLoss = 15,
 }
 
@@ -44,7 +44,7 @@ pub fn grpc_code(code: ErrorCode) -> GrpcCode {
         E::RequestTimedOut => GrpcCode::DeadlineExceeded,
         E::ThrottlingQuotaExceeded => GrpcCode::ResourceExhausted,
         E::UnknownServerError => GrpcCode::Internal,
-        E::CorruptMessage => GrpcCode::DataLoss,
+        E::CorruptMessage | E::DataLoss => GrpcCode::DataLoss,
         E::InvalidTopic
         | E::InvalidPartitions
         | E::InvalidReplicationFactor
