@@ -163,7 +163,7 @@ fn what_is_cut_from_a_damaged_log_is_kept_until_it_is_had_again() {
     fs::write(&second, &bytes).unwrap();
     // Its index no longer helps: the segment is read.
     fs::remove_file(second.with_extension("index")).unwrap();
-    let (mut log, report) = open(&root, AFTER_POWER_LOSS);
+    let (log, report) = open(&root, AFTER_POWER_LOSS);
     assert!(report.damaged.is_some());
     assert_eq!(report.had, Some(Offset::new(90)));
     let end = log.log_end().get();
