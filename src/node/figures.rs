@@ -108,6 +108,26 @@ impl Figures {
             "Partitions of the cluster without a leader, as this node knows",
             offline.count(),
         );
+        let unclean = image.partitions().values();
+        let unclean = unclean.filter(|registration| registration.unclean_epoch.is_some());
+        text.single(
+            "quorate_partitions_unclean",
+            "Partitions of the cluster that ever had an unclean election, as this node knows",
+            unclean.count(),
+        );
+        let losses = image
+            .partitions()
+            .values()
+            .flat_map(|registration| &registration.losses);
+        let lost = losses.map(|loss| {
+            let to = loss.to.unwrap_or(loss.from);
+            to.get().saturating_sub(loss.from.get())
+        });
+        text.single(
+            "quorate_offsets_lost",
+            "Offsets whose records unclean elections have lost, by what replicas have told",
+            lost.sum::<u64>(),
+        );
         let lag = |partition: &HostedPartition| {
             partition.log_end.get() - partition.high_watermark.get().min(partition.log_end.get())
         };

@@ -293,6 +293,12 @@ impl<D: Dir, F: Faults> Replica<D, F> {
         let epoch_start = self.log.log_end();
         let isr = &view.registration.isr;
         info!(partition = %self.id, %epoch, start = %epoch_start, isr = %listed(isr), "leads");
+        if view.registration.unclean_epoch == Some(epoch) {
+            warn!(
+                partition = %self.id, %epoch, start = %epoch_start,
+                "leads by an unclean election: what was acknowledged from there on is lost"
+            );
+        }
         let mut leader = Box::new(ReplicaLeader::new(view, epoch_start, cx.now));
         for (from, (stream, subscribe)) in std::mem::take(&mut self.parked) {
             if subscribe.leader_epoch == epoch {

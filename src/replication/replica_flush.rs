@@ -168,6 +168,13 @@ impl<D: Dir, F: Faults> Replica<D, F> {
     /// R7: the cluster must hear of it before this replica cuts what it has.
     pub(crate) fn report_loss(&mut self, now: Duration, report: ReportDataLoss) {
         if self.notice.is_none() {
+            let ReportDataLoss {
+                unclean_epoch,
+                from,
+                to,
+                ..
+            } = report;
+            warn!(partition = %self.id, %unclean_epoch, %from, ?to, "lost by an unclean election");
             self.notice = Some(Notice {
                 command: Command::ReportDataLoss(report),
                 id: None,
