@@ -9,7 +9,7 @@ use quorate_metadata::{
     Broker as Registered, BrokerState, Command, DamagedReplica, Outcome, RegisterBroker,
 };
 use quorate_quorum::QuorumHandle;
-use quorate_types::{BrokerEpoch, Endpoint, ErrorCode, Incarnation, NodeId, TopicPartition};
+use quorate_types::{BrokerEpoch, Endpoint, ErrorCode, Incarnation, NodeId};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;

@@ -108,6 +108,11 @@ fn described(topic: &str, state: &v1::PartitionState, why: bool) -> Value {
             })
         })
         .collect();
+    let losses: Vec<Value> = state
+        .losses
+        .iter()
+        .map(|loss| json!({"leader_epoch": loss.leader_epoch, "from": loss.from, "to": loss.to}))
+        .collect();
     let mut described = json!({
         "topic": topic,
         "partition": of.partition,
@@ -121,6 +126,7 @@ fn described(topic: &str, state: &v1::PartitionState, why: bool) -> Value {
         "last_known_leader": state.last_known_leader,
         "unclean_epoch": state.unclean_epoch,
         "fsync_established": state.fsync_established,
+        "losses": losses,
         "adding": state.adding,
         "removing": state.removing,
         "replicas": replicas,

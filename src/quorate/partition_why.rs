@@ -131,11 +131,26 @@ fn leads_again(state: &v1::PartitionState, of: &v1::PartitionDescription) -> Str
         let who = brokers(&ids(&active), "and");
         return format!("restart {who}: recovery tells what its replica still has");
     }
-    let last = state.last_known_leader;
-    let last = last.map_or_else(String::new, |last| {
-        format!("; the last leader was broker {last}")
+    let last = state.last_known_leader.map_or_else(String::new, |last| {
+        format!("broker {last}, the last leader, must come back with its directory, or ")
     });
-    format!("no replica is known to have all that was acknowledged{last}")
+    format!(
+        "no replica is known to have all that was acknowledged: {last}the topic must allow \
+         unclean.leader.election.enable, which may lose records"
+    )
+}
+
+/// What the unclean election at an epoch lost, as far as it was told.
+fn lost(state: &v1::PartitionState, epoch: i32) -> String {
+    let mut losses = state.losses.iter();
+    let Some(loss) = losses.find(|loss| loss.leader_epoch == epoch) else {
+        return "records may be lost, the leader has not told yet from which offset on".to_owned();
+    };
+    let from = loss.from;
+    match loss.to {
+        Some(to) => format!("records from offset {from} to {to} are lost, or some of them"),
+        None => format!("records from offset {from} on may be lost"),
+    }
 }
 
 /// The event without its place and its cause.
@@ -154,8 +169,9 @@ fn what(event: &v1::ClusterEvent) -> String {
 pub(crate) fn told(topic: &str, state: &v1::PartitionState) -> String {
     let mut lines = vec![state_of(topic, state)];
     if let Some(epoch) = state.unclean_epoch {
+        let lost = lost(state, epoch);
         lines.push(format!(
-            "  the election at epoch {epoch} was unclean: records may have been lost"
+            "  the election at epoch {epoch} was unclean: {lost}"
         ));
     }
     let offline = common(state).leader.is_none();
@@ -281,6 +297,6 @@ mod tests {
         assert!(hint(&damaged).starts_with("restart broker 3"));
         assert!(told("orders", &damaged).contains("broker 3 is active since"));
         let nobody = partition(None, &[], &[1, 2, 3]);
-        assert!(hint(&nobody).ends_with("the last leader was broker 1"));
+        assert!(hint(&nobody).contains("broker 1, the last leader, must come back"));
     }
 }

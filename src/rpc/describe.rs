@@ -142,6 +142,22 @@ pub(crate) fn event(event: &ClusterEvent) -> v1::ClusterEvent {
             described.leader = Some(leader.get());
             described.isr = nodes(isr);
         }
+        EventKind::UncleanLeaderElected {
+            topic,
+            partition,
+            leader,
+            epoch,
+        } => {
+            place(topic, *partition, *epoch);
+            described.leader = Some(leader.get());
+            described.isr = vec![leader.get()];
+        }
+        EventKind::DataLost {
+            topic,
+            partition,
+            epoch,
+            ..
+        } => place(topic, *partition, *epoch),
         EventKind::PartitionOffline {
             topic,
             partition,

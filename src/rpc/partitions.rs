@@ -3,9 +3,11 @@
 //!
 //! Bounds: so many partitions an answer, each with at most 64 events.
 
-use quorate_metadata::{ClusterEvent, MetadataImage, Registration, ReplicaAssignment, Topic};
+use quorate_metadata::{
+    ClusterEvent, DataLoss, MetadataImage, Registration, ReplicaAssignment, Topic,
+};
 use quorate_proto::v1;
-use quorate_types::{NodeId, PartitionId, TopicPartition};
+use quorate_types::{NodeId, Offset, PartitionId, TopicPartition};
 use quorate_wire::ErrorInfo;
 
 use crate::describe;
@@ -79,7 +81,16 @@ fn state(
             .map(|replica| of_replica(image, registration, replica))
             .collect(),
         history: events.iter().map(describe::event).collect(),
+        losses: registration.losses.iter().map(lost).collect(),
     })
+}
+
+fn lost(loss: &DataLoss) -> v1::LostRange {
+    v1::LostRange {
+        leader_epoch: loss.epoch.to_signed(),
+        from: loss.from.to_signed(),
+        to: loss.to.map(Offset::to_signed),
+    }
 }
 
 fn of_replica(
