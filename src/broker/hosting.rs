@@ -15,6 +15,9 @@ use tracing::{error, info, warn};
 use crate::Disk;
 use crate::plane::{Plane, Slot};
 
+/// Of so many damaged replicas the registration tells what was found; of all of them that they are.
+const FOUND_MAX: usize = 100;
+
 fn log_options(settings: &TopicSettings) -> LogOptions {
     LogOptions {
         segment_bytes: settings.segment_bytes,
@@ -36,10 +39,18 @@ fn one_file_fails(error: &LogError) -> bool {
 
 impl Plane {
     /// Opens every partition found in the directory; gives the damaged ones (R9), those among them
-    /// whose directories are gone.
+    /// whose directories are gone, each with what was found.
     pub(crate) fn open_found(&mut self) -> Result<Vec<DamagedReplica>, LogError> {
-        let of = |partition, had| DamagedReplica { partition, had };
-        let mut damaged = Vec::new();
+        let mut damaged: Vec<DamagedReplica> = Vec::new();
+        let mut note = |partition, had, found: &str| {
+            let told = damaged.len() < FOUND_MAX;
+            let found = if told { found } else { "" }.to_owned();
+            damaged.push(DamagedReplica {
+                partition,
+                had,
+                found,
+            });
+        };
         let mut lost = self.directory.hosted();
         for FoundPartition {
             topic: name,
@@ -58,9 +69,10 @@ impl Plane {
                 Err(failure) if one_file_fails(&failure) => {
                     let partition = id.partition;
                     error!(topic = %name, %partition, error = %failure, "replica cannot be read");
-                    damaged.push(of(id, None));
+                    let why = failure.to_string();
+                    note(id, None, &why);
                     // A further try would read all of it again, on the plane's thread.
-                    self.unmade.failed(id, self.clock.now(), false);
+                    self.unmade.failed(id, self.clock.now(), false, why);
                     self.unmade.told(&id);
                     continue;
                 }
@@ -68,7 +80,7 @@ impl Plane {
             };
             if let Some(why) = &report.damaged {
                 error!(topic = %name, partition = %id.partition, why, "replica is damaged");
-                damaged.push(of(id, report.had));
+                note(id, report.had, why);
             }
             self.host(id, log);
         }
@@ -76,7 +88,7 @@ impl Plane {
         self.directory.logs_opened()?;
         for id in lost {
             error!(partition = %id, "replica is damaged: its directory is gone");
-            damaged.push(of(id, None));
+            note(id, None, "its directory is gone");
         }
         self.damaged.extend(damaged.iter().map(|of| of.partition));
         Ok(damaged)
@@ -167,7 +179,7 @@ impl Plane {
             Err(error) => {
                 error!(%error, "new replicas cannot be noted: they take no role");
                 for (id, _) in made {
-                    self.not_made(id, true);
+                    self.not_made(id, true, error.to_string());
                 }
             }
         }
@@ -201,13 +213,14 @@ impl Plane {
             partition: id,
             node: self.me,
             broker_epoch: view.my_epoch,
+            found: self.unmade.why(&id).to_owned(),
         };
         let proposal = self.unmade.ask(&id);
         self.proposals.propose(id, proposal, command);
     }
 
-    fn not_made(&mut self, id: TopicPartition, again: bool) {
-        self.unmade.failed(id, self.clock.now(), again);
+    fn not_made(&mut self, id: TopicPartition, again: bool, why: String) {
+        self.unmade.failed(id, self.clock.now(), again, why);
         self.tell_unmade(id);
     }
 
@@ -222,14 +235,14 @@ impl Plane {
         match opened {
             Ok((log, report)) if report.damaged.is_none() => Some(log),
             // It is marked: the next start reports it, and hosts what is left of it.
-            Ok(_) => {
+            Ok((_, report)) => {
                 error!(topic = %name, partition = %id.partition, "replica is damaged: restart");
-                self.not_made(*id, false);
+                self.not_made(*id, false, report.damaged.unwrap_or_default());
                 None
             }
             Err(error) => {
                 error!(topic = %name, partition = %id.partition, %error, "replica cannot be made");
-                self.not_made(*id, true);
+                self.not_made(*id, true, error.to_string());
                 None
             }
         }

@@ -116,7 +116,7 @@ pub(crate) struct Plane {
 }
 
 impl Plane {
-    /// Opens every partition in the directory; tells which replicas are damaged (R9).
+    /// Opens every partition in the directory; tells which replicas are damaged (R9), and how.
     pub(crate) fn recover(parts: PlaneParts) -> Result<(Self, Vec<DamagedReplica>), BrokerError> {
         let completions = parts.mailbox.clone();
         let flusher = Flusher::start(parts.directory.dir(), move |done| {

@@ -16,7 +16,16 @@ struct Wait {
     backoff: Duration,
     /// Whether there is a point in another try: else only a restart helps.
     again: bool,
+    /// What the last try met.
+    why: String,
     told: Told,
+}
+
+impl Wait {
+    fn put_off(&mut self, now: Duration) {
+        self.again_at = now + self.backoff;
+        self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+    }
 }
 
 enum Told {
@@ -33,17 +42,23 @@ pub(crate) struct Unmade {
 }
 
 impl Unmade {
-    /// A try has failed; `again` says whether there is a point in another one.
-    pub(crate) fn failed(&mut self, id: TopicPartition, now: Duration, again: bool) {
+    /// A try has failed because of `why`; `again` says whether there is a point in another one.
+    pub(crate) fn failed(&mut self, id: TopicPartition, now: Duration, again: bool, why: String) {
         let wait = self.waits.entry(id).or_insert(Wait {
             again_at: now,
             backoff: BACKOFF,
             again,
+            why: String::new(),
             told: Told::No,
         });
         wait.again = again;
-        wait.again_at = now + wait.backoff;
-        wait.backoff = (wait.backoff * 2).min(BACKOFF_MAX);
+        wait.why = why;
+        wait.put_off(now);
+    }
+
+    /// What the last try met.
+    pub(crate) fn why(&self, id: &TopicPartition) -> &str {
+        self.waits.get(id).map_or("", |wait| &wait.why)
     }
 
     /// The registration tells of it.
@@ -69,9 +84,9 @@ impl Unmade {
 
     /// Puts off what is due and was not tried.
     pub(crate) fn put_off(&mut self, id: &TopicPartition, now: Duration) {
-        let due = self.waits.get(id).filter(|wait| wait.again_at <= now);
-        if let Some(again) = due.map(|wait| wait.again) {
-            self.failed(*id, now, again);
+        let wait = self.waits.get_mut(id);
+        if let Some(wait) = wait.filter(|wait| wait.again_at <= now) {
+            wait.put_off(now);
         }
     }
 
@@ -137,7 +152,7 @@ mod tests {
         assert!(!unmade.waits(&ID, seconds(0)));
         let mut now = seconds(0);
         for wait in [1, 2, 4, 8, 16, 30, 30] {
-            unmade.failed(ID, now, true);
+            unmade.failed(ID, now, true, "why".into());
             assert!(
                 unmade
                     .due(now + seconds(wait) - Duration::from_nanos(1))
@@ -147,7 +162,7 @@ mod tests {
             assert_eq!(unmade.due(now), [ID]);
             assert!(!unmade.waits(&ID, now));
         }
-        unmade.failed(ID, now, false);
+        unmade.failed(ID, now, false, "why".into());
         assert!(unmade.waits(&ID, seconds(9_999)));
         assert_eq!(unmade.due(seconds(9_999)), [ID], "to be told of");
         unmade.told(&ID);
@@ -159,8 +174,9 @@ mod tests {
     #[test]
     fn the_quorum_is_told_until_it_has_decided() {
         let mut unmade = Unmade::default();
-        unmade.failed(ID, seconds(0), true);
+        unmade.failed(ID, seconds(0), true, "why".into());
         assert!(unmade.untold(&ID));
+        assert_eq!(unmade.why(&ID), "why");
         let first = unmade.ask(&ID);
         assert!(!unmade.untold(&ID));
         unmade.proposed(&ID, first, &ProposalResult::Unknown);
@@ -169,7 +185,7 @@ mod tests {
         unmade.proposed(&ID, first, &ProposalResult::Unknown);
         assert!(!unmade.untold(&ID));
         unmade.proposed(&ID, second, &ProposalResult::Applied);
-        unmade.failed(ID, seconds(1), true);
+        unmade.failed(ID, seconds(1), true, "why".into());
         assert!(!unmade.untold(&ID));
     }
 }

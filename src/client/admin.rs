@@ -179,6 +179,44 @@ impl Client {
             .ok_or_else(|| ClientError::Protocol("no topic in the answer".into()))
     }
 
+    /// All that one node knows of a topic's partitions, in the order of their numbers; of only one
+    /// where `partition` names it. With `history` also what happened to them lately.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] where there is no such topic or partition.
+    pub async fn describe_partitions(
+        &self,
+        topic: &str,
+        partition: Option<PartitionId>,
+        history: bool,
+    ) -> Result<Vec<v1::PartitionState>, ClientError> {
+        let mut request = v1::DescribePartitionsRequest {
+            topic: topic.to_owned(),
+            partition: partition.map(PartitionId::to_signed),
+            first_partition: 0,
+            history,
+        };
+        let mut described = Vec::new();
+        loop {
+            let page = self
+                .call(false, |channel| {
+                    let request = request.clone();
+                    async move {
+                        let mut client =
+                            ClusterClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
+                        client.describe_partitions(request).await
+                    }
+                })
+                .await?;
+            described.extend(page.partitions);
+            match page.next_partition {
+                // Whoever answers names a later one, or the pages would never end.
+                Some(next) if next > request.first_partition => request.first_partition = next,
+                _ => return Ok(described),
+            }
+        }
+    }
+
     /// The cluster as one node sees it, with all topics.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use quorate_types::{ErrorCode, Timestamp};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use crate::cause::Cause;
 use crate::codec;
 use crate::command::{Command, Envelope, LogId, Outcome};
 use crate::event::{ClusterEvent, EventKind};
@@ -27,12 +28,15 @@ pub(crate) struct Change<'a> {
 }
 
 impl Change<'_> {
-    pub(crate) fn tell(&mut self, kind: EventKind, cause: &str) {
+    /// Something happened: for whoever watches, and kept with what it happened to.
+    pub(crate) fn tell(&mut self, kind: EventKind, cause: impl Into<Cause>) {
+        let (index, cause) = (self.at.index, cause.into());
+        self.image.remember(index, self.time, &kind, &cause);
         self.events.push(ClusterEvent {
-            index: self.at.index,
+            index,
             time: self.time,
             kind,
-            cause: cause.to_owned(),
+            cause: cause.to_string(),
         });
     }
 
@@ -60,7 +64,8 @@ impl Change<'_> {
                 partition,
                 node,
                 broker_epoch,
-            } => self.report_damaged(*partition, *node, *broker_epoch),
+                found,
+            } => self.report_damaged(*partition, *node, *broker_epoch, found),
             Command::ReportDataLoss(report) => self.report_data_loss(report),
             Command::ResignLeadership {
                 partition,

@@ -3,6 +3,7 @@
 use quorate_types::{BrokerEpoch, ErrorCode, NodeId, TopicPartition};
 
 use crate::apply::Change;
+use crate::cause::{self, Cause, Reason, words};
 use crate::command::{Outcome, RegisterBroker};
 use crate::election::{Unclean, forget, leave_isr};
 use crate::event::EventKind;
@@ -24,6 +25,7 @@ impl Change<'_> {
             );
         }
         let known = self.image.broker(node).cloned();
+        let mut cause = Cause::from(Reason::FirstStart);
         if let Some(known) = &known {
             if known.incarnation == register.incarnation {
                 return Outcome::Registered { epoch: known.epoch };
@@ -35,8 +37,15 @@ impl Change<'_> {
                     format!("node {node} lives with another data directory: stop that one first"),
                 );
             }
-            self.leave_everything(node, "its broker started again", Unclean::Never);
-            self.drop_what_was_lost(known, register);
+            cause = Reason::Restart {
+                node,
+                clean: register.clean_epoch == Some(known.epoch),
+                booted: register.boot != known.boot,
+                other_directory: register.directory != known.directory,
+            }
+            .into();
+            self.leave_everything(node, &cause, Unclean::Never);
+            self.drop_what_was_lost(known, register, &cause);
         }
         let epoch = BrokerEpoch::new(self.at.index.get());
         let broker = Broker {
@@ -51,15 +60,12 @@ impl Change<'_> {
             rack: register.rack.clone(),
         };
         self.image.brokers.insert(node, broker);
-        self.tell(
-            EventKind::BrokerRegistered { node, epoch },
-            "a process started",
-        );
+        self.tell(EventKind::BrokerRegistered { node, epoch }, cause);
         Outcome::Registered { epoch }
     }
 
     /// R9: what this restart may have lost leaves the ISRs, even as their last member.
-    fn drop_what_was_lost(&mut self, known: &Broker, register: &RegisterBroker) {
+    fn drop_what_was_lost(&mut self, known: &Broker, register: &RegisterBroker, again: &Cause) {
         let node = register.node;
         let other_directory = known.directory != register.directory;
         let clean = register.clean_epoch == Some(known.epoch);
@@ -92,14 +98,21 @@ impl Change<'_> {
                 }
             }
             self.elect_where_offline(id, &mut new, Some(node), Unclean::AsSet);
-            if new != *old {
-                let cause = if other_directory {
-                    "its broker came back with another data directory"
-                } else if damaged.is_some() {
-                    "recovery found the replica damaged"
-                } else {
-                    "its machine was booted and the page cache is gone"
+            let found = damaged.map(|of| of.found.as_str());
+            if let Some(found) = found {
+                let damaged = EventKind::ReplicaDamaged {
+                    node,
+                    topic: self.topic_name(id),
+                    partition: id.partition,
                 };
+                self.tell(damaged, cause::found(found));
+            }
+            let cause = match found.map(words) {
+                _ if other_directory => again.clone(),
+                Some(found) => Reason::Damaged { node, found }.into(),
+                None => Reason::CacheLost { node }.into(),
+            };
+            if new != *old {
                 self.store(id, new, cause);
             }
         }
@@ -116,7 +129,7 @@ impl Change<'_> {
             Ok(BrokerState::Fenced) => {}
         }
         self.set_state(node, BrokerState::Active);
-        self.tell(EventKind::BrokerUnfenced { node }, "ready and reachable");
+        self.tell(EventKind::BrokerUnfenced { node }, Reason::Ready);
         for id in self.partitions_of(node) {
             let Some(old) = self.image.partition(&id).cloned() else {
                 continue;
@@ -125,9 +138,9 @@ impl Change<'_> {
             self.elect_where_offline(id, &mut new, None, Unclean::AsSet);
             if new != *old {
                 let cause = if new.unclean_epoch == old.unclean_epoch {
-                    "a replica that holds all that was acknowledged is back"
+                    Reason::Back { node }
                 } else {
-                    "no replica is left that is sure to hold all that was acknowledged"
+                    Reason::Unsure { node }
                 };
                 self.store(id, new, cause);
             }
@@ -143,7 +156,9 @@ impl Change<'_> {
         }
         self.set_state(node, BrokerState::Fenced);
         self.tell(EventKind::BrokerFenced { node }, cause);
-        self.leave_everything(node, &format!("broker {node} was fenced"), Unclean::AsSet);
+        let why = words(cause);
+        let cause = Reason::Fenced { node, why }.into();
+        self.leave_everything(node, &cause, Unclean::AsSet);
         Outcome::Done
     }
 
@@ -158,15 +173,15 @@ impl Change<'_> {
             Ok(BrokerState::Active) => {}
         }
         self.set_state(node, BrokerState::ShuttingDown);
-        self.tell(EventKind::BrokerShuttingDown { node }, "asked to stop");
-        let cause = format!("broker {node} is shutting down");
+        self.tell(EventKind::BrokerShuttingDown { node }, Reason::Asked);
+        let cause = Reason::Stopping { node }.into();
         self.leave_everything(node, &cause, Unclean::Never);
         Outcome::Done
     }
 
     /// Out of every ISR but as the last member, out of every leadership (R8). The epoch of a
     /// partition that it led rises even where nobody else can lead.
-    fn leave_everything(&mut self, node: NodeId, cause: &str, unclean: Unclean) {
+    fn leave_everything(&mut self, node: NodeId, cause: &Cause, unclean: Unclean) {
         for id in self.partitions_of(node) {
             let Some(old) = self.image.partition(&id).cloned() else {
                 continue;
@@ -179,7 +194,7 @@ impl Change<'_> {
                 self.elect_where_offline(id, &mut new, Some(node), unclean);
             }
             if new != *old {
-                self.store(id, new, cause);
+                self.store(id, new, cause.clone());
             }
         }
     }

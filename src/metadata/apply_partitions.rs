@@ -1,12 +1,12 @@
 //! Changes of one partition: its ISR (R5), its leader.
 
-use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use quorate_types::{BrokerEpoch, Durability, ErrorCode, LeaderEpoch, NodeId, TopicPartition};
 
 use crate::apply::Change;
+use crate::cause::{self, Cause, Reason, words};
 use crate::command::{AlterPartition, Outcome, ReportDataLoss};
 use crate::election::{Unclean, forget, lead, leave_isr, take_isr};
 use crate::event::EventKind;
@@ -42,10 +42,13 @@ impl Change<'_> {
             .topic(alter.partition.topic_id)
             .is_some_and(|topic| topic.settings.durability == Durability::Fsync);
         new.fsync_established |= alter.fsync_established && syncs;
-        let cause = match new.isr.len().cmp(&old.isr.len()) {
-            Ordering::Greater => "a replica caught up",
-            Ordering::Less => "a replica fell behind",
-            Ordering::Equal => "asked for by its leader",
+        let without = |isr: &[NodeId], other: &[NodeId]| {
+            let missing = isr.iter().filter(|node| !other.contains(node));
+            missing.copied().collect()
+        };
+        let cause = Reason::Followed {
+            joined: without(&new.isr, &old.isr),
+            left: without(&old.isr, &new.isr),
         };
         self.store(alter.partition, new, cause);
         Outcome::Done
@@ -92,6 +95,7 @@ impl Change<'_> {
         id: TopicPartition,
         node: NodeId,
         broker_epoch: BrokerEpoch,
+        found: &str,
     ) -> Outcome {
         if let Err(refused) = self.current(node, broker_epoch) {
             return refused;
@@ -106,22 +110,25 @@ impl Change<'_> {
         }
         new.elr.retain(|member| *member != node);
         let topic = self.topic_name(id);
-        let cause = "its disk failed or lost data";
+        let cause = Cause::from(Reason::Damaged {
+            node,
+            found: words(found),
+        });
         self.tell(
             EventKind::ReplicaDamaged {
                 node,
                 topic,
                 partition: id.partition,
             },
-            cause,
+            cause::found(found),
         );
         if old.leader == Some(node) {
             self.elect(id, &mut new, Some(node), Unclean::AsSet);
             // Its successor from the ELR left it there.
             new.elr.retain(|member| *member != node);
-            self.store(id, new, "its leader is damaged");
+            self.store(id, new, cause);
         } else if new != *old {
-            self.store(id, new, "the replica is damaged");
+            self.store(id, new, cause);
         }
         Outcome::Done
     }
@@ -173,7 +180,7 @@ impl Change<'_> {
                     from,
                     to,
                 };
-                self.tell(kind, &format!("told by broker {}", report.node));
+                self.tell(kind, Reason::Told { node: report.node });
             }
         }
         Outcome::Done
@@ -201,7 +208,7 @@ impl Change<'_> {
             let message = "no other in-sync replica can lead";
             return Outcome::refused(ErrorCode::NotEnoughReplicas, message);
         }
-        self.store(id, new, "the leader resigned");
+        self.store(id, new, Reason::Resigned { node: leader });
         Outcome::Done
     }
 
@@ -217,7 +224,7 @@ impl Change<'_> {
             if fit && old.leader != Some(preferred) {
                 let mut new = Registration::clone(&old);
                 lead(&mut new, Some(preferred));
-                self.store(*id, new, "the preferred leader is back");
+                self.store(*id, new, Reason::Preferred { node: preferred });
             }
         }
         Outcome::Done

@@ -7,6 +7,7 @@ use quorate_types::{
 };
 
 use crate::apply::Change;
+use crate::cause::Reason;
 use crate::command::{AlterTopic, CreateTopic, Outcome};
 use crate::election::Unclean;
 use crate::event::EventKind;
@@ -70,11 +71,11 @@ impl Change<'_> {
             topic: create.name.clone(),
             partitions: create.partitions,
         };
-        self.tell(made, "asked for");
+        self.tell(made, Reason::Asked);
         for (partition, nodes) in (0..).map(PartitionId::new).zip(placed) {
             let registration = self.first_registration(&nodes, &settings);
             let id = TopicPartition::new(create.topic_id, partition);
-            self.store(id, registration, "the topic was created");
+            self.store(id, registration, Reason::Created);
         }
         Outcome::Created {
             topic_id: create.topic_id,
@@ -153,7 +154,7 @@ impl Change<'_> {
         let partitions = (0..topic.partitions).map(PartitionId::new);
         let ids = partitions.map(|number| TopicPartition::new(alter.topic_id, number));
         self.image.topics.insert(topic.id, topic);
-        self.tell(altered, "asked for");
+        self.tell(altered, Reason::Asked);
         for id in ids {
             let Some(old) = self.image.partitions.get(&id).cloned() else {
                 continue;
@@ -169,7 +170,7 @@ impl Change<'_> {
             // Also where nothing else changes: a proposal made under the old durability must not be
             // taken under the new (R17).
             if durability_changes || new != *old {
-                self.store(id, new, "the topic's settings changed");
+                self.store(id, new, Reason::Altered);
             }
         }
         Outcome::Done
@@ -184,8 +185,10 @@ impl Change<'_> {
         for partition in 0..topic.partitions {
             let id = TopicPartition::new(topic_id, PartitionId::new(partition));
             self.image.partitions.remove(&id);
+            self.image.history.forget(&id);
         }
-        self.tell(EventKind::TopicDeleted { topic: topic.name }, "asked for");
+        self.image.history.forget_topic(topic_id);
+        self.tell(EventKind::TopicDeleted { topic: topic.name }, Reason::Asked);
         Outcome::Done
     }
 

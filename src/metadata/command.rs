@@ -45,13 +45,16 @@ pub struct Envelope {
 }
 
 /// A replica that recovery found damaged (R9).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DamagedReplica {
     /// Of which partition.
     pub partition: TopicPartition,
     /// Where its log is known to have ended; none where nothing tells.
     pub had: Option<Offset>,
+    /// What was found, in words; empty where that is not told. Shown, never decided by.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub found: String,
 }
 
 /// A broker's registration (R9).
@@ -204,6 +207,9 @@ pub enum Command {
         node: NodeId,
         /// Its registration.
         broker_epoch: BrokerEpoch,
+        /// What was found, in words. Shown, never decided by.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        found: String,
     },
     /// What an unclean election lost (R7).
     ReportDataLoss(ReportDataLoss),

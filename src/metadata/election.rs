@@ -4,6 +4,7 @@ use quorate_config::TopicSettings;
 use quorate_types::{NodeId, TopicName, TopicPartition};
 
 use crate::apply::Change;
+use crate::cause::Cause;
 use crate::event::EventKind;
 use crate::image::Registration;
 
@@ -155,7 +156,12 @@ impl Change<'_> {
     }
 
     /// Stores a changed registration: bumps its partition epoch and tells what happened.
-    pub(crate) fn store(&mut self, id: TopicPartition, mut new: Registration, cause: &str) {
+    pub(crate) fn store(
+        &mut self,
+        id: TopicPartition,
+        mut new: Registration,
+        cause: impl Into<Cause>,
+    ) {
         let old = self.image.partitions.get(&id).cloned();
         new.partition_epoch = new.partition_epoch.next();
         let topic = self.topic_name(id);

@@ -74,6 +74,7 @@ fn a_damaged_member_of_the_elr_is_no_member_any_more() {
         partition: P0,
         node: node(2),
         broker_epoch,
+        found: String::new(),
     });
     assert_eq!(cluster.isr_and_elr(), (nodes(&[1]), nodes(&[3])));
     // The leader itself: its successor comes from the ELR, and it is nowhere.
@@ -82,6 +83,7 @@ fn a_damaged_member_of_the_elr_is_no_member_any_more() {
         partition: P0,
         node: node(1),
         broker_epoch,
+        found: String::new(),
     });
     assert_eq!(cluster.isr_and_elr(), (nodes(&[3]), vec![]));
     assert_eq!(cluster.p0().leader, Some(node(3)));
@@ -102,6 +104,7 @@ fn the_last_leader_leads_uncleanly_where_all_that_were_sure_are_lost() {
         again.damaged = vec![DamagedReplica {
             partition: P0,
             had: None,
+            found: String::new(),
         }];
         again
     }));
@@ -109,6 +112,7 @@ fn the_last_leader_leads_uncleanly_where_all_that_were_sure_are_lost() {
     again.damaged = vec![DamagedReplica {
         partition: P0,
         had: Some(Offset::new(70)),
+        found: String::new(),
     }];
     cluster.run(Command::RegisterBroker(again));
     assert_eq!(cluster.isr_and_elr(), (vec![], vec![]));

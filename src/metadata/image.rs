@@ -13,6 +13,7 @@ use quorate_types::{
 use serde::{Deserialize, Serialize};
 
 use crate::command::LogId;
+use crate::history::{History, StoredHistory};
 use crate::origins::OriginWindow;
 
 /// What a broker may do.
@@ -166,6 +167,7 @@ pub struct MetadataImage {
     pub(crate) partitions: OrdMap<TopicPartition, Arc<Registration>>,
     pub(crate) origins: OrdMap<NodeId, OriginWindow>,
     pub(crate) next_producer_id: u64,
+    pub(crate) history: History,
 }
 
 /// The image as it is stored.
@@ -180,6 +182,8 @@ pub(crate) struct Stored {
     partitions: Vec<(TopicPartition, Registration)>,
     origins: Vec<(NodeId, OriginWindow)>,
     next_producer_id: u64,
+    #[serde(default)]
+    history: StoredHistory,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -279,6 +283,7 @@ impl MetadataImage {
                 .map(|(node, window)| (*node, window.clone()))
                 .collect(),
             next_producer_id: self.next_producer_id,
+            history: (&self.history).into(),
         }
     }
 
@@ -328,6 +333,7 @@ impl MetadataImage {
                 .collect(),
             origins: stored.origins.into_iter().collect(),
             next_producer_id: stored.next_producer_id,
+            history: stored.history.into(),
         }
     }
 }

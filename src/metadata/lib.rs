@@ -9,6 +9,7 @@ mod apply;
 mod apply_brokers;
 mod apply_partitions;
 mod apply_topics;
+mod cause;
 mod codec;
 mod command;
 mod delta;
@@ -16,6 +17,9 @@ mod election;
 #[cfg(test)]
 mod election_tests;
 mod event;
+mod history;
+#[cfg(test)]
+mod history_tests;
 mod image;
 mod origins;
 mod placement;

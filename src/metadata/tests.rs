@@ -297,7 +297,8 @@ fn what_a_restart_may_have_lost_leaves_the_isr() {
     assert_eq!(
         isr_after(|again| again.damaged = vec![DamagedReplica {
             partition: P0,
-            had: None
+            had: None,
+            found: String::new(),
         }]),
         []
     );
@@ -524,6 +525,7 @@ fn command(cluster: &Cluster, (what, id, life, pick): (u8, u32, u64, u8)) -> Com
             partition: P0,
             node: node(id),
             broker_epoch: epoch,
+            found: String::new(),
         },
         11 => {
             let registration = cluster.image.partition(&P0);

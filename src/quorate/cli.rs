@@ -99,6 +99,12 @@ pub enum Command {
             quorate topic describe orders"
     )]
     Topic(TopicCommand),
+    /// Look at partitions: who leads, who is in sync, and why
+    #[command(
+        subcommand,
+        after_help = "Example:\n  quorate partition describe orders --why"
+    )]
+    Partition(PartitionCommand),
     /// Write records: one a line, from stdin or a file
     Produce(ProduceArgs),
     /// Read records
@@ -258,6 +264,25 @@ pub enum TopicCommand {
         name: String,
         #[command(flatten)]
         no_flag: NoTopicFlag,
+    },
+}
+
+/// `quorate partition`.
+#[derive(Debug, Subcommand)]
+pub enum PartitionCommand {
+    /// Show all that is known of a topic's partitions, and with --why what led there
+    #[command(after_help = "Examples:\n  \
+        quorate partition describe orders\n  \
+        quorate partition describe orders --partition 3 --why")]
+    Describe {
+        /// The topic's name
+        topic: String,
+        /// Only this partition
+        #[arg(long, value_name = "N")]
+        partition: Option<u32>,
+        /// Tell what led to the present state, oldest first, and what would change it
+        #[arg(long)]
+        why: bool,
     },
 }
 

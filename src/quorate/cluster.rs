@@ -12,8 +12,9 @@ use crate::logging::DEFAULT_LEVELS;
 use crate::output::{self, Column};
 use crate::{client, cluster_events, told};
 
-fn state(broker: &v1::BrokerDescription) -> &'static str {
-    match broker.state() {
+/// A broker's state in one word.
+pub(crate) fn state_name(state: v1::BrokerState) -> &'static str {
+    match state {
         v1::BrokerState::Fenced => "fenced",
         v1::BrokerState::Active => "active",
         v1::BrokerState::ShuttingDown => "shutting-down",
@@ -150,7 +151,7 @@ fn brokers(global: &Global, cluster: &v1::DescribeClusterResponse) -> Outcome {
             .map(|broker| {
                 json!({
                     "node_id": broker.node_id,
-                    "state": state(broker),
+                    "state": state_name(broker.state()),
                     "endpoint": address(broker.endpoint.as_ref()),
                     "internal_endpoint": address(broker.internal_endpoint.as_ref()),
                     "rack": broker.rack,
@@ -165,7 +166,7 @@ fn brokers(global: &Global, cluster: &v1::DescribeClusterResponse) -> Outcome {
     }
     let columns: [Column<v1::BrokerDescription>; 7] = [
         Column::number("NODE", |b| b.node_id.to_string()),
-        Column::words("STATE", |b| state(b).to_owned()),
+        Column::words("STATE", |b| state_name(b.state()).to_owned()),
         Column::words("CLIENTS", |b| address(b.endpoint.as_ref())),
         Column::words("NODES", |b| address(b.internal_endpoint.as_ref())),
         Column::number("LEADS", |b| b.leaders.to_string()),

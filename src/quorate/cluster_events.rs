@@ -6,7 +6,7 @@ use std::time::Duration;
 use quorate_client::{Client, ClientError, ClientOptions};
 use quorate_proto::v1;
 use quorate_types::{Endpoint, Timestamp};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::{Instant, interval, timeout};
 use tonic::Streaming;
 
@@ -56,20 +56,25 @@ fn print(global: &Global, event: &v1::ClusterEvent) -> Outcome {
             let time = rfc3339(Timestamp::from_millis(event.time_ms));
             output::line(format!("{time}  {}", event.text))
         }
-        OutputFormat::Json => output::json_line(&json!({
-            "index": event.index,
-            "time_ms": event.time_ms,
-            "kind": event.kind,
-            "node_id": event.node_id,
-            "topic": event.topic,
-            "partition": event.partition,
-            "leader": event.leader,
-            "leader_epoch": event.leader_epoch,
-            "isr": event.isr,
-            "cause": event.cause,
-            "text": event.text,
-        })),
+        OutputFormat::Json => output::json_line(&described(event)),
     }
+}
+
+/// An event as JSON.
+pub(crate) fn described(event: &v1::ClusterEvent) -> Value {
+    json!({
+        "index": event.index,
+        "time_ms": event.time_ms,
+        "kind": event.kind,
+        "node_id": event.node_id,
+        "topic": event.topic,
+        "partition": event.partition,
+        "leader": event.leader,
+        "leader_epoch": event.leader_epoch,
+        "isr": event.isr,
+        "cause": event.cause,
+        "text": event.text,
+    })
 }
 
 pub(crate) async fn run(global: &Global, follow: bool) -> Outcome {

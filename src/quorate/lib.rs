@@ -27,6 +27,8 @@ mod logging;
 mod node_plan;
 mod output;
 mod parse;
+mod partition;
+mod partition_why;
 mod produce;
 mod server;
 mod server_args;
@@ -102,6 +104,7 @@ async fn run(global: Global, command: Command) -> Outcome {
     match command {
         Command::Dev(args) => dev::run(&global, args).await,
         Command::Topic(command) => topic::run(&global, command).await,
+        Command::Partition(command) => partition::run(&global, command).await,
         Command::Produce(args) => produce::run(&global, args).await,
         Command::Consume(args) => consume::run(&global, args).await,
         Command::Cluster(command) => cluster::run(&global, command).await,

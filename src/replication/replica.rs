@@ -443,7 +443,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             Followed::Damaged(why) => {
                 error!(partition = %self.id, why, "replica is damaged and stops");
                 self.role = Role::Damaged;
-                self.report_damaged(cx.now);
+                self.report_damaged(cx.now, &why);
                 out.push(Action::Status);
             }
         }

@@ -79,7 +79,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             // A process that ends before the cluster knows finds the log as long as it was.
             self.role = Role::Damaged;
             self.flushing_since = None;
-            self.report_damaged(cx.now);
+            self.report_damaged(cx.now, why);
             out.push(Action::Status);
             return;
         }
@@ -95,7 +95,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             }
         }
         self.flushing_since = None;
-        self.report_damaged(cx.now);
+        self.report_damaged(cx.now, why);
         out.push(Action::Status);
     }
 
@@ -140,7 +140,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
         error!(partition = %self.id, why, "replica is damaged and stops");
         self.leave_role(out);
         self.stop_damaged(&why);
-        self.report_damaged(cx.now);
+        self.report_damaged(cx.now, &why);
         out.push(Action::Status);
     }
 
@@ -151,12 +151,13 @@ impl<D: Dir, F: Faults> Replica<D, F> {
         }
     }
 
-    pub(crate) fn report_damaged(&mut self, now: Duration) {
+    pub(crate) fn report_damaged(&mut self, now: Duration, why: &str) {
         let Some(view) = &self.view else { return };
         let command = Command::ReportReplicaDamaged {
             partition: self.id,
             node: view.me,
             broker_epoch: view.my_epoch,
+            found: why.to_owned(),
         };
         self.notice = Some(Notice {
             command,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::join_all;
-use quorate_metadata::{AlterTopic, BrokerState, Command, CreateTopic};
+use quorate_metadata::{AlterTopic, BrokerState, Command, CreateTopic, Topic};
 use quorate_proto::v1;
 use quorate_proto::v1::admin_server::Admin;
 use quorate_types::{ErrorCode, PartitionId, TopicId, TopicName, TopicPartition};
@@ -126,8 +126,21 @@ impl Edge {
     async fn describe_topic_fully(&self, name: &str) -> Result<v1::TopicDescription, ErrorInfo> {
         let topic = self.topic(name, None)?;
         let mut description = describe::topic(&self.image(), &topic);
-        let asked = description.partitions.iter().map(|partition| {
-            let number = partition.partition;
+        let numbers = description.partitions.iter().map(|p| p.partition);
+        let high_watermarks = self.high_watermarks(&topic, numbers).await;
+        for (partition, known) in description.partitions.iter_mut().zip(high_watermarks) {
+            partition.high_watermark = known;
+        }
+        Ok(description)
+    }
+
+    /// The high watermarks of partitions, as far as their leaders answer.
+    pub(crate) async fn high_watermarks(
+        &self,
+        topic: &Topic,
+        numbers: impl Iterator<Item = i32>,
+    ) -> Vec<Option<i64>> {
+        let asked = numbers.map(|number| {
             let id = TopicPartition::new(topic.id, PartitionId::new(number.unsigned_abs()));
             let local = self
                 .broker()
@@ -139,7 +152,7 @@ impl Edge {
                 }
                 let latest = v1::list_offsets_request::Latest {};
                 let request = v1::ListOffsetsRequest {
-                    topic: name.to_owned(),
+                    topic: topic.name.to_string(),
                     partition: number,
                     position: Some(v1::list_offsets_request::Position::Latest(latest)),
                     ..v1::ListOffsetsRequest::default()
@@ -148,11 +161,7 @@ impl Edge {
                 answer.ok()?.ok()?.offset
             }
         });
-        let high_watermarks = join_all(asked).await;
-        for (partition, known) in description.partitions.iter_mut().zip(high_watermarks) {
-            partition.high_watermark = known;
-        }
-        Ok(description)
+        join_all(asked).await
     }
 }
 

@@ -57,6 +57,16 @@ impl Cluster for Edge {
         Ok(Response::new(response))
     }
 
+    async fn describe_partitions(
+        &self,
+        request: Request<v1::DescribePartitionsRequest>,
+    ) -> Result<Response<v1::DescribePartitionsResponse>, Status> {
+        let described = self.describe_partitions_of(request.into_inner()).await;
+        described
+            .map(Response::new)
+            .map_err(|error| to_status(&error))
+    }
+
     async fn log_level(
         &self,
         request: Request<v1::LogLevelRequest>,

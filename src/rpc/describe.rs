@@ -8,7 +8,7 @@ use quorate_quorum::{QuorumDescription, QuorumMember};
 use quorate_types::{LeaderEpoch, NodeId, PartitionId, TopicName, TopicPartition};
 use quorate_wire::endpoint_to_proto;
 
-fn nodes(list: &[NodeId]) -> Vec<u32> {
+pub(crate) fn nodes(list: &[NodeId]) -> Vec<u32> {
     list.iter().map(|node| node.get()).collect()
 }
 
@@ -30,7 +30,10 @@ pub(crate) fn topic(image: &MetadataImage, topic: &Topic) -> v1::TopicDescriptio
     }
 }
 
-fn partition(number: PartitionId, registration: &Registration) -> v1::PartitionDescription {
+pub(crate) fn partition(
+    number: PartitionId,
+    registration: &Registration,
+) -> v1::PartitionDescription {
     v1::PartitionDescription {
         partition: number.to_signed(),
         leader: registration.leader.map(NodeId::get),
@@ -60,6 +63,14 @@ pub(crate) fn topic_summary(image: &MetadataImage, topic: &Topic) -> v1::TopicSu
     }
 }
 
+pub(crate) fn broker_state(state: BrokerState) -> v1::BrokerState {
+    match state {
+        BrokerState::Fenced => v1::BrokerState::Fenced,
+        BrokerState::Active => v1::BrokerState::Active,
+        BrokerState::ShuttingDown => v1::BrokerState::ShuttingDown,
+    }
+}
+
 pub(crate) fn broker(image: &MetadataImage, broker: &Broker) -> v1::BrokerDescription {
     let (mut leaders, mut replicas, mut out_of_sync) = (0, 0, 0);
     for registration in image.partitions().values() {
@@ -69,14 +80,9 @@ pub(crate) fn broker(image: &MetadataImage, broker: &Broker) -> v1::BrokerDescri
             leaders += u32::from(registration.leader == Some(broker.node));
         }
     }
-    let state = match broker.state {
-        BrokerState::Fenced => v1::BrokerState::Fenced,
-        BrokerState::Active => v1::BrokerState::Active,
-        BrokerState::ShuttingDown => v1::BrokerState::ShuttingDown,
-    };
     v1::BrokerDescription {
         node_id: broker.node.get(),
-        state: state.into(),
+        state: broker_state(broker.state).into(),
         endpoint: Some(endpoint_to_proto(&broker.client)),
         internal_endpoint: Some(endpoint_to_proto(&broker.internal)),
         rack: broker.rack.clone(),

@@ -18,6 +18,7 @@ mod edge;
 mod forwarding;
 mod messages;
 mod metrics;
+mod partitions;
 mod produce_stream;
 mod producer;
 mod records;

@@ -26,7 +26,8 @@ pub const DECODERS: &[super::Target] = decoders! {
         CreateTopicRequest, CreateTopicResponse, AlterTopicRequest, AlterTopicResponse,
         DeleteTopicRequest, DeleteTopicResponse, ListTopicsRequest, ListTopicsResponse,
         DescribeTopicRequest, DescribeTopicResponse,
-        DescribeClusterRequest, DescribeClusterResponse, LogLevelRequest, LogLevelResponse,
+        DescribeClusterRequest, DescribeClusterResponse,
+        DescribePartitionsRequest, DescribePartitionsResponse, LogLevelRequest, LogLevelResponse,
         WatchEventsRequest, ClusterEvent,
     }
     internal {

@@ -219,6 +219,7 @@ impl<F: Faults> World<F> {
             vec![DamagedReplica {
                 partition: PARTITION,
                 had: None,
+                found: String::new(),
             }]
         } else {
             Vec::new()

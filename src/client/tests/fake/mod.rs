@@ -74,6 +74,13 @@ impl Cluster for Known {
         }))
     }
 
+    async fn describe_partitions(
+        &self,
+        _: Request<v1::DescribePartitionsRequest>,
+    ) -> Result<Response<v1::DescribePartitionsResponse>, Status> {
+        not_here()
+    }
+
     async fn log_level(
         &self,
         _: Request<v1::LogLevelRequest>,
