@@ -5,6 +5,7 @@ use std::fs;
 use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -96,6 +97,18 @@ impl PowerCluster {
         }
     }
 
+    /// From now on a sync of any disk takes so long: there is more that waits for one.
+    pub fn set_sync_time(&self, sync: Duration) {
+        for disk in self.disks.values() {
+            disk.set_sync_time(sync);
+        }
+    }
+
+    /// From now on, until power comes back, no disk keeps what it says that it has synced.
+    pub fn lie(&self) {
+        self.disks.values().for_each(PowerDisk::lie);
+    }
+
     /// The power of all three goes within microseconds. Of what was not synced nothing is left, or
     /// `some`.
     pub fn lose_power(&mut self, some: bool, random: &mut StdRng) -> Dropped {
@@ -127,6 +140,12 @@ impl PowerCluster {
     /// Every machine boots, and its node starts with what is left on its disk.
     pub fn power_on(&mut self, random: &mut StdRng) {
         self.machine.boot(random);
+        self.start_unaware();
+    }
+
+    /// The nodes start with what is left on their disks, and the kernel says that it is the boot of
+    /// before, so that nobody suspects a loss (R9).
+    pub fn start_unaware(&mut self) {
         for disk in self.disks.values_mut() {
             disk.power_on().expect("the disk can be mounted again");
         }

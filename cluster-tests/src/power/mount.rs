@@ -20,7 +20,7 @@ use super::Lost;
 use super::disk::{Disk, Kind, Node};
 use super::names::Names;
 
-/// How long a sync takes: so long that there is always something that waits for one.
+/// How long a sync takes at first.
 const SYNC: Duration = Duration::from_millis(2);
 /// Requests that are answered at a time, most of them syncs.
 const AT_A_TIME: usize = 8;
@@ -38,6 +38,10 @@ enum Power {
 struct State {
     disk: Disk,
     power: Power,
+    /// How long a sync takes.
+    sync: Duration,
+    /// Syncs are answered and do nothing.
+    lies: bool,
     /// Directories being listed, as they were when they were opened.
     listings: BTreeMap<u64, Vec<(OsString, u64, bool)>>,
     last_listing: u64,
@@ -69,7 +73,7 @@ impl Shared {
     fn sync(&self, number: u64) -> Result<(), Errno> {
         let mut state = self.on()?;
         let mark = state.disk.mark(number)?;
-        let end = Instant::now() + SYNC;
+        let end = Instant::now() + state.sync;
         while state.power == Power::On {
             if self.0.1.wait_until(&mut state, end).timed_out() {
                 break;
@@ -79,6 +83,7 @@ impl Shared {
             self.0.1.wait(&mut state);
         }
         match state.power {
+            Power::On if state.lies => Ok(()),
             Power::On => state.disk.sync(number, mark),
             Power::Failing | Power::Off => Err(Errno::EIO),
         }
@@ -101,6 +106,8 @@ impl PowerDisk {
         let state = State {
             disk: Disk::new(),
             power: Power::Off,
+            sync: SYNC,
+            lies: false,
             listings: BTreeMap::new(),
             last_listing: 0,
         };
@@ -111,6 +118,16 @@ impl PowerDisk {
         };
         made.power_on()?;
         Ok(made)
+    }
+
+    /// From now on a sync takes so long.
+    pub fn set_sync_time(&self, sync: Duration) {
+        self.shared.state().sync = sync;
+    }
+
+    /// From now on, until power comes back, a sync does nothing and says that it has been done.
+    pub fn lie(&self) {
+        self.shared.state().lies = true;
     }
 
     /// From now on nothing becomes durable. A sync that is under way never returns to a process that
@@ -144,6 +161,7 @@ impl PowerDisk {
     pub fn power_on(&mut self) -> io::Result<()> {
         let mut config = Config::default();
         config.n_threads = Some(AT_A_TIME);
+        self.shared.state().lies = false;
         self.shared.switch(Power::On);
         let mounted = fuser::spawn_mount(self.shared.clone(), &self.at, &config)?;
         self.session = Some(mounted);
