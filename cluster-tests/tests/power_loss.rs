@@ -27,6 +27,8 @@ const TOPIC: &str = "power-loss";
 const PARTITIONS: u32 = 6;
 /// Each round writes at least so long.
 const LOAD: std::ops::Range<u64> = 300..1_500;
+/// A second power loss comes so many milliseconds after a start.
+const AGAIN: std::ops::Range<u64> = 0..3_000;
 /// In each round a sync takes one of these, in milliseconds: the longer, the more waits for one.
 const SYNCS: [u64; 4] = [0, 2, 10, 40];
 
@@ -39,7 +41,10 @@ fn binary() -> &'static Path {
 }
 
 async fn make_topic(client: &Client, durability: &str) {
-    let settings = BTreeMap::from([("durability".to_owned(), durability.to_owned())]);
+    // Small segments: names come and go.
+    let settings = [("durability", durability), ("segment.bytes", "32768")];
+    let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let settings = BTreeMap::from(settings);
     let made = client.create_topic(TOPIC, PARTITIONS, 3, settings).await;
     made.unwrap();
 }
@@ -120,7 +125,16 @@ async fn acknowledged_records_survive_a_power_loss_of_all_nodes() {
         // One disk in four loses everything that it may.
         let some = random.random_ratio(3, 4);
         let before = writer.acknowledged();
-        let dropped = cluster.lose_power(some, &mut random);
+        let mut dropped = cluster.lose_power(some, &mut random);
+        // Now and then it goes again while the nodes start.
+        let again = random.random_ratio(1, 3);
+        if again {
+            cluster.power_on(&mut random);
+            tokio::time::sleep(Duration::from_millis(random.random_range(AGAIN))).await;
+            for (node, lost) in cluster.lose_power(some, &mut random) {
+                *dropped.entry(node).or_default() += lost;
+            }
+        }
         let started = Instant::now();
         cluster.power_on(&mut random);
         acknowledged_after(&writer, started, "every partition to be written again").await;
@@ -141,7 +155,7 @@ async fn acknowledged_records_survive_a_power_loss_of_all_nodes() {
             })
             .collect();
         println!(
-            "round {round} (seed {seed}, syncs of {sync:?}): {before} acknowledged before; {}; written \
+            "round {round} (seed {seed}, syncs of {sync:?}, twice {again}): {before} acknowledged before; {}; written \
              after {} ms, in sync after {} ms; {} sent, {} stored",
             dropped.join("; "),
             written.as_millis(),
