@@ -5,6 +5,7 @@ mod containers;
 pub mod fuzzed;
 mod harness;
 pub mod hostile;
+pub mod power;
 pub mod sim;
 mod view;
 

@@ -106,6 +106,12 @@ pub enum WriterFailed {
 impl Writer {
     /// Starts to write, with the client's default producer.
     pub fn start(client: &Client, options: WriterOptions) -> Self {
+        Self::start_after(client, options, 0)
+    }
+
+    /// The same, with numbers above `last`, which another writer to this topic gave last: it must be
+    /// finished.
+    pub fn start_after(client: &Client, options: WriterOptions, last: u64) -> Self {
         let producer = client.producer(ProducerOptions::default());
         let (stop, stopped) = watch::channel(false);
         let mut acks = BTreeMap::new();
@@ -124,7 +130,7 @@ impl Writer {
         }
         let behind_us = Arc::<AtomicU64>::default();
         let behind = Arc::clone(&behind_us);
-        let sender = tokio::spawn(send(producer, options, queues, stopped, behind));
+        let sender = tokio::spawn(send(producer, options, last, queues, stopped, behind));
         Self {
             stop,
             behind_us,
@@ -229,13 +235,14 @@ impl Writer {
 async fn send(
     producer: Producer,
     options: WriterOptions,
+    last: u64,
     queues: Vec<mpsc::Sender<Waiting>>,
     stopped: watch::Receiver<bool>,
     behind_us: Arc<AtomicU64>,
 ) -> Result<(), ClientError> {
     let mut pace = interval(options.every);
     pace.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    let mut number = 0;
+    let mut number = last;
     while !*stopped.borrow() {
         let meant = pace.tick().await;
         let behind = u64::try_from(meant.elapsed().as_micros()).unwrap_or(u64::MAX);
