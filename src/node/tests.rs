@@ -24,7 +24,7 @@ pub(crate) const ROOM: usize = 256 << 10;
 
 pub(crate) struct Running {
     stop: CancellationToken,
-    task: JoinHandle<Result<(), NodeError>>,
+    pub(crate) task: JoinHandle<Result<(), NodeError>>,
     pub(crate) broker: Broker,
 }
 

@@ -406,8 +406,8 @@ pub enum ClusterCommand {
         /// Which node; by default the first that answers, and only that one
         #[arg(long)]
         node: Option<NodeId>,
-        /// The new levels: error, warn, info, debug or trace, also by part (openraft and sled stay at
-        /// warn where they are not named), or default: those of the node's start
+        /// The new levels: error, warn, info, debug or trace, also by part (openraft stays at
+        /// error and sled at warn where they are not named), or default: those of the node's start
         level: Option<String>,
     },
 }

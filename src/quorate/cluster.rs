@@ -97,11 +97,13 @@ fn status(global: &Global, cluster: &v1::DescribeClusterResponse) -> Outcome {
         .iter()
         .filter(|b| b.state() == v1::BrokerState::Active)
         .count();
+    let outage = cluster.quorum.as_ref().and_then(|q| q.outage.as_deref());
     let healthy = offline == 0 && cluster.controller.is_some();
     match global.output {
         OutputFormat::Json => output::json(&json!({
             "cluster_id": cluster.cluster_id,
             "controller": cluster.controller,
+            "outage": outage,
             "brokers": cluster.brokers.len(),
             "active_brokers": active,
             "topics": cluster.topics.len(),
@@ -115,6 +117,9 @@ fn status(global: &Global, cluster: &v1::DescribeClusterResponse) -> Outcome {
                 output::line(format!(
                     "cluster     none yet: node {node} waits for the other controllers"
                 ))?;
+                if let Some(why) = outage {
+                    output::line(format!("quorum      {why}"))?;
+                }
                 return Err(Failure::Said);
             }
             output::line(format!("cluster     {}", cluster.cluster_id))?;
@@ -128,6 +133,9 @@ fn status(global: &Global, cluster: &v1::DescribeClusterResponse) -> Outcome {
                 |controller| controller.to_string(),
             );
             output::line(format!("controller  {controller}"))?;
+            if let Some(why) = outage {
+                output::line(format!("quorum      {why}"))?;
+            }
             output::line(format!(
                 "brokers     {active} of {} active",
                 cluster.brokers.len()
@@ -207,6 +215,7 @@ fn quorum(global: &Global, cluster: &v1::DescribeClusterResponse) -> Outcome {
             "last_log_index": quorum.last_log_index,
             "snapshot_index": quorum.snapshot_index,
             "purged_index": quorum.purged_index,
+            "outage": quorum.outage,
         }));
     }
     output::line(format!(
@@ -218,6 +227,9 @@ fn quorum(global: &Global, cluster: &v1::DescribeClusterResponse) -> Outcome {
         quorum.snapshot_index,
         quorum.purged_index
     ))?;
+    if let Some(why) = &quorum.outage {
+        output::line(why)?;
+    }
     let columns: [Column<(&str, v1::QuorumMember, bool)>; 4] = [
         Column::number("NODE", |row| row.1.node_id.to_string()),
         Column::words("ROLE", |row| {

@@ -22,6 +22,7 @@ mod inspect_tests;
 mod log_store;
 mod membership;
 mod network;
+mod outage;
 mod outcomes;
 mod peers;
 mod promised;

@@ -16,7 +16,7 @@ use quorate_types::{RaftIndex, Term};
 use crate::ids::{RaftLogId, Reply, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::outcomes;
 use crate::snapshots::{Snapshots, StoredSnapshot};
-use crate::view::View;
+use crate::view::{View, hash_of};
 
 type Snapshot = openraft::alias::SnapshotOf<TypeConfig, Bytes>;
 
@@ -130,13 +130,15 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
     {
         let mut events = Vec::new();
+        let mut hashes = Vec::new();
         let mut answers = Vec::new();
         while let Some((entry, responder)) = entries.try_next().await? {
             let reply = self.apply_entry(entry.log_id, entry.payload, &mut events)?;
+            hashes.push(hash_of(&self.image));
             answers.extend(responder.map(|responder| (responder, reply)));
         }
         // Who has its answer finds it in the image.
-        self.view.publish(&self.image, events);
+        self.view.publish(&self.image, events, hashes);
         for (responder, reply) in answers {
             responder.send(reply);
         }
@@ -164,7 +166,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.image = image;
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
-        self.view.publish(&self.image, Vec::new());
+        let hash = hash_of(&self.image);
+        self.view.publish(&self.image, Vec::new(), vec![hash]);
         Ok(())
     }
 

@@ -33,23 +33,22 @@ impl Cluster for Edge {
             .topics()
             .values()
             .filter(|topic| wanted(topic.name.as_str()));
+        let quorum = self.quorum().describe();
+        let leader = self.quorum().leadership().borrow().leader;
+        // Whom Raft takes for the leader may be the one that is gone.
+        let leader = leader.filter(|_| quorum.outage.is_none());
         let response = v1::DescribeClusterResponse {
             cluster_id: image
                 .cluster_id()
                 .map(|id| id.to_string())
                 .unwrap_or_default(),
-            controller: self
-                .quorum()
-                .leadership()
-                .borrow()
-                .leader
-                .map(|node| node.get()),
+            controller: leader.map(NodeId::get),
             brokers: image
                 .brokers()
                 .values()
                 .map(|b| describe::broker(&image, b))
                 .collect(),
-            quorum: Some(describe::quorum(&self.quorum().describe())),
+            quorum: Some(describe::quorum(&quorum)),
             applied_index: image.applied().index.to_signed(),
             topics: topics.map(|topic| describe::topic(&image, topic)).collect(),
             node_id: self.me().get(),

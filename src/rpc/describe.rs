@@ -103,6 +103,7 @@ pub(crate) fn quorum(description: &QuorumDescription) -> v1::QuorumDescription {
         last_log_index: index(description.last_log),
         snapshot_index: index(description.snapshot),
         purged_index: index(description.purged),
+        outage: description.outage.clone(),
     }
 }
 
