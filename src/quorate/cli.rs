@@ -397,6 +397,16 @@ pub enum ClusterCommand {
         #[arg(long)]
         follow: bool,
     },
+    /// Raise the feature level, once every broker runs a version that speaks it; it never falls
+    #[command(
+        after_help = "Example: the level in force, and the highest that all brokers speak\n  \
+        quorate cluster status\n\n\
+        Once it is raised, older versions cannot take part any more."
+    )]
+    SetFeature {
+        /// The new level
+        level: u32,
+    },
     /// Tell what a node logs, or change it until its next start
     #[command(after_help = "Examples:\n  \
         quorate cluster log-level --node 2\n  \

@@ -28,6 +28,9 @@ pub(crate) async fn run(global: &Global, command: ClusterCommand) -> Outcome {
     let client = client(global)?;
     match command {
         ClusterCommand::Events { follow } => return cluster_events::run(global, follow).await,
+        ClusterCommand::SetFeature { level } => {
+            return set_feature(global, &client, level).await;
+        }
         ClusterCommand::LogLevel { node, level } => {
             return log_level(global, &client, node, level).await;
         }
@@ -41,7 +44,37 @@ pub(crate) async fn run(global: &Global, command: ClusterCommand) -> Outcome {
         ClusterCommand::Status => status(global, &cluster),
         ClusterCommand::Brokers => brokers(global, &cluster),
         ClusterCommand::Quorum => quorum(global, &cluster),
-        ClusterCommand::Events { .. } | ClusterCommand::LogLevel { .. } => Ok(()),
+        ClusterCommand::Events { .. }
+        | ClusterCommand::SetFeature { .. }
+        | ClusterCommand::LogLevel { .. } => Ok(()),
+    }
+}
+
+async fn set_feature(global: &Global, client: &Client, level: u32) -> Outcome {
+    let answer = client.set_feature(level).await.map_err(|error| {
+        let what = match &error {
+            ClientError::Refused(info) if !info.code.is_retriable() => {
+                "the feature level was not raised"
+            }
+            _ => "the feature level is not known to have been raised",
+        };
+        told(what, &error)
+    })?;
+    match global.output {
+        OutputFormat::Json => output::json(&json!({ "feature_level": answer.level })),
+        OutputFormat::Text => output::line(format!("feature level {}", answer.level)),
+    }
+}
+
+/// The level in force, and a higher one that all brokers speak.
+fn feature_level(cluster: &v1::DescribeClusterResponse) -> String {
+    let level = cluster.feature_level;
+    let of_all = cluster.brokers.iter().map(|b| b.max_feature_level).min();
+    match of_all.filter(|of_all| *of_all > level) {
+        Some(more) => {
+            format!("{level}; every broker speaks {more} (quorate cluster set-feature {more})")
+        }
+        None => level.to_string(),
     }
 }
 
@@ -104,6 +137,7 @@ fn status(global: &Global, cluster: &v1::DescribeClusterResponse) -> Outcome {
             "cluster_id": cluster.cluster_id,
             "controller": cluster.controller,
             "outage": outage,
+            "feature_level": cluster.feature_level,
             "brokers": cluster.brokers.len(),
             "active_brokers": active,
             "topics": cluster.topics.len(),
@@ -136,6 +170,7 @@ fn status(global: &Global, cluster: &v1::DescribeClusterResponse) -> Outcome {
             if let Some(why) = outage {
                 output::line(format!("quorum      {why}"))?;
             }
+            output::line(format!("features    level {}", feature_level(cluster)))?;
             output::line(format!(
                 "brokers     {active} of {} active",
                 cluster.brokers.len()
@@ -166,6 +201,8 @@ fn brokers(global: &Global, cluster: &v1::DescribeClusterResponse) -> Outcome {
                     "leaders": broker.leaders,
                     "replicas": broker.replicas,
                     "out_of_sync": broker.out_of_sync,
+                    "min_feature_level": broker.min_feature_level,
+                    "max_feature_level": broker.max_feature_level,
                 })
             })
             .collect();

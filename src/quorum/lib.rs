@@ -11,6 +11,8 @@ mod config;
 mod core;
 mod disk;
 mod failover;
+#[cfg(test)]
+mod fault_tests;
 mod guarded;
 mod handle;
 mod ids;

@@ -1,7 +1,7 @@
 //! The image as a Raft state machine: applies committed entries, makes and takes snapshots.
 //!
-//! Invariant: an entry that this version cannot read stops the node; skipping it would let the
-//! images drift apart.
+//! Invariant: an entry that this version cannot read, or a feature level that it does not speak,
+//! stops the node; going on would let the images drift apart.
 
 use std::io;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
-use quorate_metadata::{ClusterEvent, Envelope, LogId, MetadataImage};
+use quorate_metadata::{ClusterEvent, Envelope, LogId, MetadataImage, check_level};
 use quorate_types::{RaftIndex, Term};
 
 use crate::ids::{RaftLogId, Reply, SnapshotMeta, StoredMembership, TypeConfig};
@@ -101,6 +101,7 @@ impl StateMachine {
             EntryPayload::Normal(proposal) => {
                 let envelope = Envelope::decode(&proposal.0).map_err(invalid)?;
                 let applied = self.image.apply(&envelope, position(&id));
+                check_level(self.image.feature_level()).map_err(invalid)?;
                 events.extend(applied.events);
                 reply = Reply(outcomes::encode(&applied.outcomes));
             }

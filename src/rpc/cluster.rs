@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures::Stream;
+use quorate_metadata::Command;
 use quorate_proto::v1;
 use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_proto::v1::cluster_server::Cluster;
@@ -17,6 +18,8 @@ use crate::describe;
 use crate::edge::{Edge, forward, forward_failed, is_forwarded};
 use crate::status::to_status;
 
+/// How long the metadata quorum may take to decide.
+const DECIDE: Duration = Duration::from_secs(5);
 /// How long another node is asked about its log.
 const ASK: Duration = Duration::from_secs(5);
 
@@ -52,8 +55,19 @@ impl Cluster for Edge {
             applied_index: image.applied().index.to_signed(),
             topics: topics.map(|topic| describe::topic(&image, topic)).collect(),
             node_id: self.me().get(),
+            feature_level: image.feature_level(),
         };
         Ok(Response::new(response))
+    }
+
+    async fn set_feature(
+        &self,
+        request: Request<v1::SetFeatureRequest>,
+    ) -> Result<Response<v1::SetFeatureResponse>, Status> {
+        let level = request.into_inner().level;
+        let set = self.propose(Command::SetFeature { level }, DECIDE).await;
+        set.map_err(|error| to_status(&error))?;
+        Ok(Response::new(v1::SetFeatureResponse { level }))
     }
 
     async fn log_level(

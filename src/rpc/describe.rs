@@ -84,6 +84,8 @@ pub(crate) fn broker(image: &MetadataImage, broker: &Broker) -> v1::BrokerDescri
         leaders,
         replicas,
         out_of_sync,
+        min_feature_level: broker.min_level,
+        max_feature_level: broker.max_level,
     }
 }
 
@@ -178,6 +180,7 @@ pub(crate) fn event(event: &ClusterEvent) -> v1::ClusterEvent {
             described.leader = leader.map(NodeId::get);
             described.isr = nodes(isr);
         }
+        EventKind::FeatureLevelRaised { .. } => {}
         EventKind::TopicCreated { topic, .. }
         | EventKind::TopicAltered { topic, .. }
         | EventKind::TopicDeleted { topic } => {
