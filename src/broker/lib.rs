@@ -34,7 +34,7 @@ pub use lifecycle::{LifecycleConfig, ShutdownOutcome};
 pub use metrics::describe as describe_metrics;
 pub use stream::FollowerOutgoing;
 pub use transport::{
-    ControllerLink, ControllerSession, Heartbeat, HeartbeatReply, LeaderStream,
+    ControllerLink, ControllerSession, Heartbeat, HeartbeatReply, ImageDifference, LeaderStream,
     ReplicationTransport, TransportError,
 };
 

@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 
 use crate::clock::{Clock, ControllerContact};
 use crate::hosted::Registry;
-use crate::transport::{ControllerLink, ControllerSession, Heartbeat};
+use crate::transport::{ControllerLink, ControllerSession, Heartbeat, ImageDifference};
 
 /// How long one registration is tried before it is begun again.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -192,6 +192,10 @@ impl Lifecycle {
                         debug!(%controller, why, "heartbeat refused");
                         return reply.not_controller;
                     }
+                    if let Some(differs) = &reply.image_differs {
+                        self.quorum.fail(image_differs(controller, differs));
+                        return None;
+                    }
                     while let Some((_, sent)) = unanswered.front().copied().filter(|(n, _)| *n <= reply.number) {
                         self.contact.record(sent);
                         unanswered.pop_front();
@@ -224,6 +228,7 @@ impl Lifecycle {
                 incarnation: self.registration.incarnation,
                 broker_epoch: Some(epoch),
                 applied: image.applied().index,
+                image_hash: image.rolling_hash(),
                 wants_shutdown: *wants_shutdown.borrow(),
                 ready: told_applied,
                 number,
@@ -236,6 +241,23 @@ impl Lifecycle {
             }
         }
     }
+}
+
+/// What is wrong, and what to do.
+fn image_differs(controller: NodeId, differs: &ImageDifference) -> String {
+    let ImageDifference {
+        index,
+        controller: theirs,
+        broker: ours,
+    } = differs;
+    format!(
+        "this node's metadata is not that of the active controller, node {controller}: at entry \
+         {index} its hash is {ours:016x}, the controller's {theirs:016x}. See that all nodes run \
+         the same version and start this one again, so that it reads its snapshot and log anew. If \
+         it stops again, keep a copy of its data directory for a report of this bug, and, while \
+         the other voters have a quorum, empty the directory, so that the node joins as a new \
+         member"
+    )
 }
 
 /// Whether the image shows this very life of the node as taking part.

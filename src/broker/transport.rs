@@ -45,6 +45,8 @@ pub struct Heartbeat {
     pub broker_epoch: Option<BrokerEpoch>,
     /// Index that it has applied.
     pub applied: RaftIndex,
+    /// The rolling hash of its image as of `applied`.
+    pub image_hash: u64,
     /// It wishes to stop.
     pub wants_shutdown: bool,
     /// Logs recovered, image at its broker epoch.
@@ -66,6 +68,19 @@ pub struct HeartbeatReply {
     pub not_controller: Option<NodeId>,
     /// Why it was not taken.
     pub refused: Option<String>,
+    /// The broker's image is not the controller's.
+    pub image_differs: Option<ImageDifference>,
+}
+
+/// Two images that should be the same by now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageDifference {
+    /// As of which entry of the metadata log.
+    pub index: RaftIndex,
+    /// The rolling hash of the controller's image then.
+    pub controller: u64,
+    /// The rolling hash of the broker's.
+    pub broker: u64,
 }
 
 /// A broker's session with the active controller. Either channel's end is the session's end.

@@ -258,6 +258,20 @@ impl Client {
         .await
     }
 
+    /// Raises the feature level, which decides what changes of the metadata do; it never falls.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] where a registered broker does not speak it.
+    pub async fn set_feature(&self, level: u32) -> Result<v1::SetFeatureResponse, ClientError> {
+        // The same level twice is the same level.
+        self.call(true, |channel| async move {
+            ClusterClient::new(channel)
+                .set_feature(v1::SetFeatureRequest { level })
+                .await
+        })
+        .await
+    }
+
     /// What a node remembers of elections, ISR changes and fencings, and with `follow` what
     /// happens from now on.
     ///

@@ -241,7 +241,7 @@ pub static KEYS: [Key; 31] = [
     key(
         "log-level",
         Kind::Levels,
-        Some("info,openraft=warn,sled=warn"),
+        Some("info,openraft=error,sled=warn"),
         "What is logged: error, warn, info, debug or trace, also by part: info,quorate_broker=debug",
     ),
     key(

@@ -1,19 +1,22 @@
 //! The loop: waits to lead, then runs `liveness` until it leads no more.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use quorate_liveness::{Action, Liveness, LivenessTiming, Probe, ProbeResult};
+use quorate_liveness::{Action, Heartbeat, Liveness, LivenessTiming, Probe, ProbeResult};
+use quorate_metadata::BrokerState;
 use quorate_quorum::{Leadership, QuorumHandle};
 use quorate_types::{Endpoint, NodeId, Term};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, info, info_span, warn};
+use tracing::{Instrument, debug, error, info, info_span, warn};
 
-use crate::handle::{ControllerHandle, Mail};
+use crate::agreement::{Agreement, Difference, Verdict};
+use crate::handle::{ControllerHandle, Mail, Told};
 
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(10);
@@ -39,6 +42,8 @@ struct Active {
     timing: LivenessTiming,
     start: Instant,
     done: mpsc::UnboundedSender<Done>,
+    /// The last proposal was not decided, and that was said: without a quorum there are many.
+    undecided: Arc<AtomicBool>,
 }
 
 /// Starts the controller of this node; it is active only while this node leads the quorum.
@@ -56,6 +61,7 @@ pub fn start(
         timing,
         start: Instant::now(),
         done,
+        undecided: Arc::default(),
     };
     let run = async move {
         cancel.run_until_cancelled(active.run(inbox, ended)).await;
@@ -98,6 +104,7 @@ impl Active {
     ) {
         let mut images = self.quorum.images();
         let first = images.borrow_and_update().clone();
+        let mut agreement = Agreement::default();
         let mut liveness = Liveness::new(self.timing, first, self.start.elapsed());
         // What an earlier term's tasks bring back means nothing to this one.
         while ended.try_recv().is_ok() {}
@@ -142,15 +149,58 @@ impl Active {
                     Some(Mail::Ended { connection, reset }) => {
                         liveness.connection_ended(connection, reset, self.start.elapsed());
                     }
-                    Some(Mail::Heartbeat { connection, beat, answer }) => {
+                    Some(Mail::Heartbeat { connection, beat, hash, answer }) => {
                         let now = self.start.elapsed();
-                        let told = liveness.heartbeat(connection, &beat, now, &mut actions);
-                        let _gone = answer.send(Some(told));
+                        let told = Told {
+                            answer: liveness.heartbeat(connection, &beat, now, &mut actions),
+                            image_differs: self.compare(&mut agreement, &beat, hash, now),
+                        };
+                        let _gone = answer.send(told);
                     }
                 },
             }
             for action in actions.drain(..) {
                 self.carry_out(term, action);
+            }
+        }
+    }
+
+    /// Compares a broker's image with this node's, where both know the hash of one entry.
+    fn compare(
+        &self,
+        agreement: &mut Agreement,
+        beat: &Heartbeat,
+        theirs: Option<u64>,
+        now: Duration,
+    ) -> Option<Difference> {
+        let (index, theirs) = (beat.applied, theirs?);
+        let ours = self.quorum.hash_at(index)?;
+        let image = self.quorum.image();
+        let active = image.brokers().values();
+        let active = active.filter(|broker| broker.state == BrokerState::Active);
+        let active: Vec<NodeId> = active.map(|broker| broker.node).collect();
+        match agreement.compare(beat.node, theirs == ours, &active, now) {
+            Verdict::None => None,
+            Verdict::BrokerIsWrong => {
+                let difference = Difference {
+                    index,
+                    controller: ours,
+                    broker: theirs,
+                };
+                error!(node = %beat.node, ?difference, "a broker's metadata differs: it must stop");
+                Some(difference)
+            }
+            Verdict::ControllerIsWrong => {
+                self.quorum.fail(format!(
+                    "the metadata of most brokers is not that of this node, the active controller: \
+                     at entry {index} its hash is {ours:016x}, that of node {} {theirs:016x}. See \
+                     that all nodes run the same version and start this one again, so that it reads \
+                     its snapshot and log anew. If it stops again, keep a copy of its data \
+                     directory for a report of this bug, and, while the other voters have a \
+                     quorum, empty the directory, so that the node joins as a new member",
+                    beat.node
+                ));
+                None
             }
         }
     }
@@ -168,10 +218,17 @@ impl Active {
             }
             Action::Propose { node, command } => {
                 let quorum = self.quorum.clone();
+                let undecided = Arc::clone(&self.undecided);
                 tokio::spawn(async move {
                     let proposed = quorum.propose_in_term(term, vec![command], PROPOSE).await;
-                    if let Err(error) = proposed {
-                        warn!(%error, "a proposal of the controller was not decided");
+                    let failed = proposed.is_err();
+                    let before = undecided.swap(failed, Ordering::Relaxed);
+                    match proposed {
+                        Err(error) if !before => {
+                            warn!(%error, "a proposal of the controller was not decided");
+                        }
+                        Err(error) => debug!(%error, "nor was this one"),
+                        Ok(_) => {}
                     }
                     let _gone = done.send(Done::Proposed(node));
                 });

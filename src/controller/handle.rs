@@ -9,6 +9,8 @@ use quorate_quorum::QuorumHandle;
 use quorate_types::NodeId;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::agreement::Difference;
+
 /// Heartbeats and ends of connections that may wait.
 const WAITING: usize = 1_024;
 /// Below the pause between two heartbeats, so that none waits for another's answer.
@@ -22,11 +24,21 @@ pub struct NotActive {
     pub leader: Option<NodeId>,
 }
 
+/// What a broker is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Told {
+    /// By liveness.
+    pub answer: HeartbeatAnswer,
+    /// Its image is not the controller's: it must stop.
+    pub image_differs: Option<Difference>,
+}
+
 pub(crate) enum Mail {
     Heartbeat {
         connection: ConnectionId,
         beat: Heartbeat,
-        answer: oneshot::Sender<Option<HeartbeatAnswer>>,
+        hash: Option<u64>,
+        answer: oneshot::Sender<Told>,
     },
     Ended {
         connection: ConnectionId,
@@ -60,7 +72,8 @@ impl ControllerHandle {
         ConnectionId(self.connections.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Brings a heartbeat; its answer says that this node was the active controller after the
+    /// Brings a heartbeat, with the rolling hash of the broker's image as of the index that it has
+    /// applied; its answer says that this node was the active controller after the
     /// heartbeat was sent. None where no quorum confirms that: one that was frozen must not tell
     /// its broker that all is well (R6).
     ///
@@ -70,21 +83,23 @@ impl ControllerHandle {
         &self,
         connection: ConnectionId,
         beat: Heartbeat,
-    ) -> Result<Option<HeartbeatAnswer>, NotActive> {
+        hash: Option<u64>,
+    ) -> Result<Option<Told>, NotActive> {
         let (answer, answered) = oneshot::channel();
         let sent = self
             .mail
             .send(Mail::Heartbeat {
                 connection,
                 beat,
+                hash,
                 answer,
             })
             .await;
         if sent.is_ok()
-            && let Ok(Some(answer)) = answered.await
+            && let Ok(told) = answered.await
         {
             let confirmed = self.quorum.confirm_leadership(CONFIRM).await;
-            return Ok(confirmed.then_some(answer));
+            return Ok(confirmed.then_some(told));
         }
         let leadership = self.quorum.leadership();
         let known = leadership.borrow();

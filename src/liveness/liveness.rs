@@ -7,6 +7,9 @@ use std::time::Duration;
 use quorate_metadata::{Broker, BrokerState, Command, MetadataImage};
 use quorate_types::{BrokerEpoch, Endpoint, Incarnation, NodeId, RaftIndex, TopicPartition};
 
+/// Pause before a fencing that was not decided is proposed again.
+const AGAIN: Duration = Duration::from_millis(50);
+
 /// One connection that carries heartbeats, never reused by a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(pub u64);
@@ -128,6 +131,9 @@ struct Session {
     proposing: bool,
     /// A call back before unfencing is under way.
     calling_back: bool,
+    /// A fencing was proposed and is not in the image yet; not before then it is proposed again.
+    fencing: bool,
+    fence_again: Duration,
     /// How often it was fenced, and until when it stays so.
     fenced: u32,
     fenced_until: Duration,
@@ -145,6 +151,8 @@ impl Session {
             suspicion: Suspicion::None,
             proposing: false,
             calling_back: false,
+            fencing: false,
+            fence_again: Duration::ZERO,
             fenced: 0,
             fenced_until: Duration::ZERO,
             shutdown_at: None,
@@ -200,6 +208,13 @@ impl Liveness {
                     fenced_until,
                     ..Session::new(broker.epoch, now)
                 };
+            }
+            // Counted when it is done: without a quorum it is tried many times.
+            if broker.state == BrokerState::Fenced && std::mem::take(&mut session.fencing) {
+                session.fenced += 1;
+                // The first time costs nothing; one that comes and goes waits longer each time.
+                let wait = Duration::from_secs(1) * session.fenced.saturating_sub(3).min(30);
+                session.fenced_until = now + wait;
             }
             match broker.state {
                 BrokerState::ShuttingDown => {
@@ -389,10 +404,8 @@ impl Liveness {
         }
         session.suspicion = Suspicion::None;
         session.proposing = true;
-        session.fenced += 1;
-        // The first time costs nothing; one that comes and goes waits longer each time.
-        let wait = Duration::from_secs(1) * session.fenced.saturating_sub(3).min(30);
-        session.fenced_until = now + wait;
+        session.fencing = true;
+        session.fence_again = now + AGAIN;
         let (node, epoch) = (broker.node, broker.epoch);
         let command = Command::FenceBroker { node, epoch, cause };
         out.push(Action::Propose {
@@ -433,6 +446,9 @@ impl Liveness {
             };
             let silent = now.saturating_sub(session.heard);
             if silent > self.timing.session_timeout {
+                if now < session.fence_again {
+                    continue;
+                }
                 let cause = format!("no heartbeat for {} ms", silent.as_millis());
                 self.fence(broker, cause, now, out);
                 continue;

@@ -189,6 +189,27 @@ fn silence_fences_only_after_a_whole_session() {
 }
 
 #[test]
+fn fencings_that_no_quorum_decided_do_not_count_as_fencings() {
+    let mut controller = Controller::active();
+    controller.pass(3_000);
+    let mut tries = 0;
+    for _ in 0..100 {
+        let fences = controller.pass(10).into_iter().filter(is_fence).count();
+        tries += fences;
+        if fences > 0 {
+            controller.liveness.proposed(Some(NODE));
+        }
+    }
+    assert!((10..=20).contains(&tries), "{tries} in a second");
+    // Now it is decided, and the broker is back at once.
+    let fence = controller.pass(50);
+    assert_eq!(fence.len(), 1);
+    controller.carry_out(&fence);
+    let actions = controller.beat(false);
+    assert!(matches!(actions[..], [Action::Probe(_)]), "{actions:?}");
+}
+
+#[test]
 fn two_refused_probes_fence_and_a_silent_one_does_not() {
     let mut controller = Controller::active();
     controller

@@ -73,6 +73,7 @@ impl Change<'_> {
                 leader_epoch,
             } => self.resign(*partition, *leader, *leader_epoch),
             Command::ElectPreferredLeaders { partitions } => self.elect_preferred(partitions),
+            Command::SetFeature { level } => self.set_feature(*level),
             Command::AllocateProducerIds { count } => self.allocate_producer_ids(*count),
         }
     }

@@ -9,17 +9,15 @@ use crate::election::{Unclean, forget, leave_isr};
 use crate::event::EventKind;
 use crate::image::{Broker, BrokerState, Registration};
 
-/// The only feature level so far.
-const FEATURE_LEVEL: u32 = 1;
-
 impl Change<'_> {
     pub(crate) fn register(&mut self, register: &RegisterBroker) -> Outcome {
         let node = register.node;
-        if register.min_level > FEATURE_LEVEL || register.max_level < FEATURE_LEVEL {
+        let level = self.image.feature_level;
+        if level < register.min_level || level > register.max_level {
             return Outcome::refused(
                 ErrorCode::UnsupportedVersion,
                 format!(
-                    "the cluster is at feature level {FEATURE_LEVEL}, the broker speaks {}-{}",
+                    "the cluster is at feature level {level}, the broker speaks {} to {}",
                     register.min_level, register.max_level
                 ),
             );
@@ -58,6 +56,8 @@ impl Change<'_> {
             client: register.client.clone(),
             internal: register.internal.clone(),
             rack: register.rack.clone(),
+            min_level: register.min_level,
+            max_level: register.max_level,
         };
         self.image.brokers.insert(node, broker);
         self.tell(EventKind::BrokerRegistered { node, epoch }, cause);

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::command::{Envelope, Outcome};
+use crate::features::{UnknownLevel, check_level};
 use crate::image::{MetadataImage, Stored};
 
 const VERSION: u8 = 1;
@@ -30,6 +31,9 @@ pub enum ImageError {
     /// As for commands.
     #[error(transparent)]
     Codec(#[from] CodecError),
+    /// Made by commands that this program may not know.
+    #[error(transparent)]
+    Level(#[from] UnknownLevel),
 }
 
 pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
@@ -107,6 +111,8 @@ impl MetadataImage {
         }
         let stored: Stored = serde_json::from_str(snapshot.image.get())
             .map_err(|error| CodecError::Malformed(error.to_string()))?;
-        Ok(Self::from_stored(stored))
+        let image = Self::from_stored(stored);
+        check_level(image.feature_level())?;
+        Ok(image)
     }
 }

@@ -227,6 +227,11 @@ pub enum Command {
         /// Which partitions.
         partitions: Vec<TopicPartition>,
     },
+    /// The feature level rises, where every registered broker speaks it.
+    SetFeature {
+        /// The new level.
+        level: u32,
+    },
     /// A block of producer ids for one node to give out.
     AllocateProducerIds {
         /// 1–10,000.

@@ -68,6 +68,8 @@ pub enum EventKind {
         epoch: LeaderEpoch,
         isr: Vec<NodeId>,
     },
+    /// What commands do may be new from here on.
+    FeatureLevelRaised { level: u32 },
     /// A topic was made.
     TopicCreated { topic: TopicName, partitions: u32 },
     /// A topic's settings changed.
@@ -95,6 +97,7 @@ impl EventKind {
             Self::DataLost { .. } => "data-lost",
             Self::PartitionOffline { .. } => "partition-offline",
             Self::IsrChanged { .. } => "isr-changed",
+            Self::FeatureLevelRaised { .. } => "feature-level-raised",
             Self::TopicCreated { .. } => "topic-created",
             Self::TopicAltered { .. } => "topic-altered",
             Self::TopicDeleted { .. } => "topic-deleted",
@@ -171,6 +174,7 @@ impl std::fmt::Display for EventKind {
             } => {
                 write!(f, "{topic}-{partition}: isr {}", list(isr))
             }
+            Self::FeatureLevelRaised { level } => write!(f, "feature level {level}"),
             Self::TopicCreated { topic, partitions } => {
                 write!(f, "topic {topic} created with {partitions} partitions")
             }

@@ -166,7 +166,7 @@ impl MetadataImage {
             EventKind::TopicAltered { topic, settings } => {
                 (topic_key(topic), What::Altered(words(settings)))
             }
-            EventKind::TopicDeleted { .. } => return None,
+            EventKind::TopicDeleted { .. } | EventKind::FeatureLevelRaised { .. } => return None,
         };
         Some((key?, what))
     }

@@ -13,6 +13,7 @@ use quorate_types::{
 use serde::{Deserialize, Serialize};
 
 use crate::command::LogId;
+use crate::features::{first_level, is_first_level};
 use crate::history::{History, StoredHistory};
 use crate::origins::OriginWindow;
 
@@ -49,6 +50,12 @@ pub struct Broker {
     pub internal: Endpoint,
     /// Its rack.
     pub rack: Option<String>,
+    /// Lowest feature level that it speaks.
+    #[serde(default = "first_level", skip_serializing_if = "is_first_level")]
+    pub min_level: u32,
+    /// Highest feature level that it speaks.
+    #[serde(default = "first_level", skip_serializing_if = "is_first_level")]
+    pub max_level: u32,
 }
 
 /// A topic.
@@ -156,11 +163,12 @@ impl Registration {
 }
 
 /// Everything that the cluster knows, as of one place in the metadata log.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct MetadataImage {
     pub(crate) applied: LogId,
     pub(crate) hash: u64,
     pub(crate) cluster_id: Option<ClusterId>,
+    pub(crate) feature_level: u32,
     pub(crate) brokers: OrdMap<NodeId, Broker>,
     pub(crate) topics: OrdMap<TopicId, Topic>,
     pub(crate) names: OrdMap<TopicName, TopicId>,
@@ -177,6 +185,8 @@ pub(crate) struct Stored {
     applied: LogId,
     hash: u64,
     cluster_id: Option<ClusterId>,
+    #[serde(default = "first_level", skip_serializing_if = "is_first_level")]
+    feature_level: u32,
     brokers: Vec<Broker>,
     topics: Vec<StoredTopic>,
     partitions: Vec<(TopicPartition, Registration)>,
@@ -195,10 +205,28 @@ struct StoredTopic {
     config: BTreeMap<String, String>,
 }
 
+impl Default for MetadataImage {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl MetadataImage {
-    /// What is known before the first entry: nothing.
+    /// What is known before the first entry: nothing, and the first feature level.
     pub fn new() -> Self {
-        Self::default()
+        Self {
+            applied: LogId::default(),
+            hash: 0,
+            cluster_id: None,
+            feature_level: first_level(),
+            brokers: OrdMap::new(),
+            topics: OrdMap::new(),
+            names: OrdMap::new(),
+            partitions: OrdMap::new(),
+            origins: OrdMap::new(),
+            next_producer_id: 0,
+            history: History::default(),
+        }
     }
 
     /// The last entry in it.
@@ -214,6 +242,11 @@ impl MetadataImage {
     /// The cluster's id, once it has one.
     pub fn cluster_id(&self) -> Option<ClusterId> {
         self.cluster_id
+    }
+
+    /// The feature level that decides what commands do; 1 at first.
+    pub fn feature_level(&self) -> u32 {
+        self.feature_level
     }
 
     /// All registered brokers.
@@ -261,6 +294,7 @@ impl MetadataImage {
             applied: self.applied,
             hash: self.hash,
             cluster_id: self.cluster_id,
+            feature_level: self.feature_level,
             brokers: self.brokers.values().cloned().collect(),
             topics: self
                 .topics
@@ -316,6 +350,7 @@ impl MetadataImage {
             applied: stored.applied,
             hash: stored.hash,
             cluster_id: stored.cluster_id,
+            feature_level: stored.feature_level,
             brokers: stored
                 .brokers
                 .into_iter()

@@ -17,6 +17,11 @@ mod election;
 #[cfg(test)]
 mod election_tests;
 mod event;
+mod features;
+#[cfg(test)]
+mod golden_script;
+#[cfg(test)]
+mod golden_tests;
 mod history;
 #[cfg(test)]
 mod history_tests;
@@ -34,6 +39,7 @@ pub use command::{
 };
 pub use delta::Delta;
 pub use event::{ClusterEvent, EventKind};
+pub use features::{MAX_LEVEL, MIN_LEVEL, UnknownLevel, check_level};
 pub use image::{
     Broker, BrokerState, DataLoss, MetadataImage, Registration, ReplicaAssignment, Topic,
 };

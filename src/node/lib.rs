@@ -6,6 +6,8 @@
 
 mod error;
 mod figures;
+#[cfg(test)]
+mod image_tests;
 mod node;
 #[cfg(test)]
 mod overload_tests;

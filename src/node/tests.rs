@@ -8,6 +8,7 @@ use quorate_config::NodeSettings;
 use quorate_log::DataDirectory;
 use quorate_proto::v1;
 use quorate_proto::v1::admin_client::AdminClient;
+use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_proto::v1::consumer_client::ConsumerClient;
 use quorate_proto::v1::producer_client::ProducerClient;
 use quorate_record::Batch;
@@ -24,7 +25,7 @@ pub(crate) const ROOM: usize = 256 << 10;
 
 pub(crate) struct Running {
     stop: CancellationToken,
-    task: JoinHandle<Result<(), NodeError>>,
+    pub(crate) task: JoinHandle<Result<(), NodeError>>,
     pub(crate) broker: Broker,
 }
 
@@ -281,6 +282,35 @@ async fn a_stream_to_one_node_reaches_every_leader_and_keeps_the_order_of_each()
     // One behind the first, in the order in which they were sent.
     let expected = (0..120).map(|number| (number, 1 + number as i64 / 6));
     assert_eq!(offsets, expected.collect());
+    stop(running).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_feature_level_is_told_and_not_raised_to_what_no_broker_speaks() {
+    let root = tempfile::tempdir().unwrap();
+    let plan = plan(1);
+    let running = start(&plan, root.path()).await;
+    let connect = || async {
+        let connected = ClusterClient::connect(url(&plan[0].1)).await;
+        let mut client = connected.map_err(|e| e.to_string())?;
+        let request = v1::DescribeClusterRequest::default();
+        let described = client.describe(request).await.map_err(|e| e.to_string())?;
+        let described = described.into_inner();
+        match &described.brokers[..] {
+            [broker] if broker.state() == v1::BrokerState::Active => {
+                Ok((client, described.feature_level, broker.max_feature_level))
+            }
+            _ => Err(format!("{described:?}")),
+        }
+    };
+    let (mut client, level, highest) = eventually("an active broker", connect).await;
+    assert_eq!((level, highest), (1, quorate_metadata::MAX_LEVEL));
+    let same = client.set_feature(v1::SetFeatureRequest { level }).await;
+    assert_eq!(same.unwrap().into_inner().level, level);
+    let level = highest + 1;
+    let refused = client.set_feature(v1::SetFeatureRequest { level }).await;
+    let why = refused.unwrap_err().message().to_owned();
+    assert!(why.contains("not every broker speaks"), "{why}");
     stop(running).await;
 }
 

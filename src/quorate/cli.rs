@@ -422,6 +422,16 @@ pub enum ClusterCommand {
         #[arg(long)]
         follow: bool,
     },
+    /// Raise the feature level, once every broker runs a version that speaks it; it never falls
+    #[command(
+        after_help = "Example: the level in force, and the highest that all brokers speak\n  \
+        quorate cluster status\n\n\
+        Once it is raised, older versions cannot take part any more."
+    )]
+    SetFeature {
+        /// The new level
+        level: u32,
+    },
     /// Tell what a node logs, or change it until its next start
     #[command(after_help = "Examples:\n  \
         quorate cluster log-level --node 2\n  \
@@ -431,8 +441,8 @@ pub enum ClusterCommand {
         /// Which node; by default the first that answers, and only that one
         #[arg(long)]
         node: Option<NodeId>,
-        /// The new levels: error, warn, info, debug or trace, also by part (openraft and sled stay at
-        /// warn where they are not named), or default: those of the node's start
+        /// The new levels: error, warn, info, debug or trace, also by part (openraft stays at
+        /// error and sled at warn where they are not named), or default: those of the node's start
         level: Option<String>,
     },
 }

@@ -29,6 +29,9 @@ pub(crate) async fn run(global: &Global, command: ClusterCommand) -> Outcome {
     let client = client(global)?;
     match command {
         ClusterCommand::Events { follow } => return cluster_events::run(global, follow).await,
+        ClusterCommand::SetFeature { level } => {
+            return set_feature(global, &client, level).await;
+        }
         ClusterCommand::LogLevel { node, level } => {
             return log_level(global, &client, node, level).await;
         }
@@ -42,7 +45,37 @@ pub(crate) async fn run(global: &Global, command: ClusterCommand) -> Outcome {
         ClusterCommand::Status => status(global, &cluster),
         ClusterCommand::Brokers => brokers(global, &cluster),
         ClusterCommand::Quorum => quorum(global, &cluster),
-        ClusterCommand::Events { .. } | ClusterCommand::LogLevel { .. } => Ok(()),
+        ClusterCommand::Events { .. }
+        | ClusterCommand::SetFeature { .. }
+        | ClusterCommand::LogLevel { .. } => Ok(()),
+    }
+}
+
+async fn set_feature(global: &Global, client: &Client, level: u32) -> Outcome {
+    let answer = client.set_feature(level).await.map_err(|error| {
+        let what = match &error {
+            ClientError::Refused(info) if !info.code.is_retriable() => {
+                "the feature level was not raised"
+            }
+            _ => "the feature level is not known to have been raised",
+        };
+        told(what, &error)
+    })?;
+    match global.output {
+        OutputFormat::Json => output::json(&json!({ "feature_level": answer.level })),
+        OutputFormat::Text => output::line(format!("feature level {}", answer.level)),
+    }
+}
+
+/// The level in force, and a higher one that all brokers speak.
+fn feature_level(cluster: &v1::DescribeClusterResponse) -> String {
+    let level = cluster.feature_level;
+    let of_all = cluster.brokers.iter().map(|b| b.max_feature_level).min();
+    match of_all.filter(|of_all| *of_all > level) {
+        Some(more) => {
+            format!("{level}; every broker speaks {more} (quorate cluster set-feature {more})")
+        }
+        None => level.to_string(),
     }
 }
 
@@ -98,11 +131,14 @@ fn status(global: &Global, cluster: &v1::DescribeClusterResponse) -> Outcome {
         .iter()
         .filter(|b| b.state() == v1::BrokerState::Active)
         .count();
+    let outage = cluster.quorum.as_ref().and_then(|q| q.outage.as_deref());
     let healthy = offline == 0 && cluster.controller.is_some();
     match global.output {
         OutputFormat::Json => output::json(&json!({
             "cluster_id": cluster.cluster_id,
             "controller": cluster.controller,
+            "outage": outage,
+            "feature_level": cluster.feature_level,
             "brokers": cluster.brokers.len(),
             "active_brokers": active,
             "topics": cluster.topics.len(),
@@ -116,6 +152,9 @@ fn status(global: &Global, cluster: &v1::DescribeClusterResponse) -> Outcome {
                 output::line(format!(
                     "cluster     none yet: node {node} waits for the other controllers"
                 ))?;
+                if let Some(why) = outage {
+                    output::line(format!("quorum      {why}"))?;
+                }
                 return Err(Failure::Said);
             }
             output::line(format!("cluster     {}", cluster.cluster_id))?;
@@ -129,6 +168,10 @@ fn status(global: &Global, cluster: &v1::DescribeClusterResponse) -> Outcome {
                 |controller| controller.to_string(),
             );
             output::line(format!("controller  {controller}"))?;
+            if let Some(why) = outage {
+                output::line(format!("quorum      {why}"))?;
+            }
+            output::line(format!("features    level {}", feature_level(cluster)))?;
             output::line(format!(
                 "brokers     {active} of {} active",
                 cluster.brokers.len()
@@ -159,6 +202,8 @@ fn brokers(global: &Global, cluster: &v1::DescribeClusterResponse) -> Outcome {
                     "leaders": broker.leaders,
                     "replicas": broker.replicas,
                     "out_of_sync": broker.out_of_sync,
+                    "min_feature_level": broker.min_feature_level,
+                    "max_feature_level": broker.max_feature_level,
                 })
             })
             .collect();
@@ -208,6 +253,7 @@ fn quorum(global: &Global, cluster: &v1::DescribeClusterResponse) -> Outcome {
             "last_log_index": quorum.last_log_index,
             "snapshot_index": quorum.snapshot_index,
             "purged_index": quorum.purged_index,
+            "outage": quorum.outage,
         }));
     }
     output::line(format!(
@@ -219,6 +265,9 @@ fn quorum(global: &Global, cluster: &v1::DescribeClusterResponse) -> Outcome {
         quorum.snapshot_index,
         quorum.purged_index
     ))?;
+    if let Some(why) = &quorum.outage {
+        output::line(why)?;
+    }
     let columns: [Column<(&str, v1::QuorumMember, bool)>; 4] = [
         Column::number("NODE", |row| row.1.node_id.to_string()),
         Column::words("ROLE", |row| {

@@ -12,8 +12,9 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 /// What is wanted to go back to the levels of the start.
 pub(crate) const DEFAULT_LEVELS: &str = "default";
 
-/// Parts that are too talkative to follow a change that does not name them.
-const QUIET: [&str; 2] = ["openraft", "sled"];
+/// Parts that are too talkative to follow a change that does not name them, with the level that
+/// they stay at. openraft warns of each call that fails; `quorum` says once that a member is silent.
+const QUIET: [(&str, &str); 2] = [("openraft", "error"), ("sled", "warn")];
 
 /// The process's log.
 pub(crate) struct Logging {
@@ -86,8 +87,8 @@ fn with_quiet_parts(levels: &str) -> String {
         })
     };
     let mut all = levels.to_owned();
-    for part in QUIET.into_iter().filter(|part| !names(part)) {
-        all.push_str(&format!(",{part}=warn"));
+    for (part, level) in QUIET.into_iter().filter(|(part, _)| !names(part)) {
+        all.push_str(&format!(",{part}={level}"));
     }
     all
 }
@@ -107,8 +108,8 @@ mod tests {
     #[test]
     fn talkative_parts_stay_quiet_unless_they_are_named() {
         for (given, all) in [
-            ("debug", "debug,openraft=warn,sled=warn"),
-            ("info,sled=trace", "info,sled=trace,openraft=warn"),
+            ("debug", "debug,openraft=error,sled=warn"),
+            ("info,sled=trace", "info,sled=trace,openraft=error"),
             (
                 "debug,openraft::core=info",
                 "debug,openraft::core=info,sled=warn",

@@ -63,6 +63,8 @@ pub(crate) struct Core {
     pub(crate) failure: watch::Sender<Option<String>>,
     /// What this node found last.
     pub(crate) gone: Mutex<Option<Gone>>,
+    /// Why nobody leads, or why this node has not got in, while that lasts.
+    pub(crate) outage: Mutex<Option<String>>,
 }
 
 /// How an attempt to write an entry ended.
@@ -165,6 +167,7 @@ impl Core {
             ));
         }
         let membership = &metrics.membership_config;
+        self.peers.keep_only(|id| membership.get_node(id).is_some());
         let leader = metrics.current_leader.and_then(|id| {
             let node = membership.get_node(&id)?;
             Some(Leader {

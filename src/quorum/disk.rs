@@ -47,6 +47,9 @@ pub(crate) struct Disk {
     file: File,
     /// None in a copy that is only read.
     promised: Option<Mutex<Promised>>,
+    /// A test may take it away.
+    #[cfg(test)]
+    pub(crate) power: Option<Arc<crate::fault_tests::power::Power>>,
 }
 
 /// What was found when the store was opened.
@@ -217,6 +220,8 @@ impl Disk {
                 .write(true)
                 .open(path.join("db"))?,
             promised: None,
+            #[cfg(test)]
+            power: crate::fault_tests::power::of(path),
             db,
         };
         disk.sync()?;
@@ -278,6 +283,8 @@ impl Disk {
             marks: db.open_tree("marks").map_err(other)?,
             file: File::open(path.join("db"))?,
             promised: None,
+            #[cfg(test)]
+            power: None,
             db,
         })
     }
@@ -469,8 +476,16 @@ impl Disk {
 
     /// On return, everything written before the call is on the disk.
     pub(crate) fn sync(&self) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(power) = &self.power {
+            power.before_sync()?;
+        }
         self.db.flush().map_err(other)?;
         self.file.sync_data()?;
+        #[cfg(test)]
+        if let Some(power) = &self.power {
+            power.after_sync()?;
+        }
         match &self.promised {
             Some(promised) => promised.lock().kept(),
             None => Ok(()),

@@ -49,6 +49,8 @@ pub struct QuorumDescription {
     pub snapshot: Option<RaftIndex>,
     /// The last entry that is gone from its log.
     pub purged: Option<RaftIndex>,
+    /// In words, why no node has led for some seconds, or why this one is not a member yet.
+    pub outage: Option<String>,
 }
 
 impl QuorumHandle {
@@ -112,8 +114,19 @@ impl QuorumHandle {
         *self.core.gone.lock()
     }
 
+    /// The rolling hash of this node's image as of the entry at `index`: of the latest 4,096
+    /// applied here, and none of others. Two nodes that have one for an index must agree.
+    pub fn hash_at(&self, index: RaftIndex) -> Option<u64> {
+        self.core.view.hash_at(index)
+    }
+
+    /// Tells that this node must not go on ([`Self::failure`]); the first reason stands.
+    pub fn fail(&self, reason: String) {
+        self.core.fail(reason);
+    }
+
     /// Set once when this node cannot go on (a disk error, an entry it cannot read, another
-    /// cluster's peers): it should stop, and say why.
+    /// cluster's peers, an image that differs from the others'): it should stop, and say why.
     pub fn failure(&self) -> watch::Receiver<Option<String>> {
         self.core.failure.subscribe()
     }
@@ -210,6 +223,7 @@ impl QuorumHandle {
             last_log: metrics.last_log_index.map(RaftIndex::new),
             snapshot: metrics.snapshot.map(|id| RaftIndex::new(id.index)),
             purged: metrics.purged.map(|id| RaftIndex::new(id.index)),
+            outage: self.core.outage.lock().clone(),
         }
     }
 }

@@ -11,6 +11,8 @@ mod config;
 mod core;
 mod disk;
 mod failover;
+#[cfg(test)]
+mod fault_tests;
 mod guarded;
 mod handle;
 mod ids;
@@ -22,6 +24,7 @@ mod inspect_tests;
 mod log_store;
 mod membership;
 mod network;
+mod outage;
 mod outcomes;
 mod peers;
 mod promised;

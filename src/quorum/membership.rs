@@ -16,7 +16,7 @@ use quorate_types::{ClusterId, Endpoint, NodeId};
 
 use crate::config::QuorumConfig;
 use crate::core::Core;
-use crate::ids::{Peer, RaftId};
+use crate::ids::{Membership, Peer, RaftId, RaftLogId};
 use crate::peers::{Identity, Peers, to_proto, within};
 
 const AGAIN: Duration = Duration::from_millis(100);
@@ -64,9 +64,13 @@ pub(crate) async fn get_in(core: Arc<Core>) {
     let mut said = String::new();
     loop {
         match step(&core).await {
-            Way::In => return,
+            Way::In => {
+                core.outage.lock().take();
+                return;
+            }
             Way::Waiting(why) if why != said => {
                 tracing::info!(me = %core.me(), %why, "not yet in the metadata quorum");
+                *core.outage.lock() = Some(format!("this node is not in it yet: {why}"));
                 said = why;
             }
             Way::Waiting(_) => {}
@@ -125,7 +129,14 @@ async fn step(core: &Core) -> Way {
     if join(core, &address).await {
         Way::In
     } else {
-        Way::Waiting("no controller that leads has added this node".to_owned())
+        let silent = answers.iter().filter(|(_, _, who)| who.is_none());
+        let silent = silent.map(|(node, endpoint, _)| {
+            format!("; controller {node} at {endpoint} does not answer")
+        });
+        Way::Waiting(format!(
+            "no controller that leads has added it{}",
+            silent.collect::<String>()
+        ))
     }
 }
 
@@ -194,8 +205,9 @@ async fn join(core: &Core, address: &str) -> bool {
     false
 }
 
-/// What a leader does besides: gives a new cluster its id, and lets a member that came back with
-/// another disk take the place of its former self.
+/// What a leader does besides: gives a new cluster its id, lets a member that came back with
+/// another disk take the place of its former self, and finishes what an earlier leader began of
+/// that.
 pub(crate) async fn lead(core: Arc<Core>) {
     let mut leadership = core.leadership.subscribe();
     loop {
@@ -213,7 +225,7 @@ pub(crate) async fn lead(core: Arc<Core>) {
                 }
                 pause = AGAIN;
             } else {
-                replace_lost_voter(&core).await;
+                mend_voters(&core).await;
             }
         }
         tokio::select! {
@@ -224,24 +236,101 @@ pub(crate) async fn lead(core: Arc<Core>) {
     }
 }
 
-async fn replace_lost_voter(core: &Core) {
+async fn mend_voters(core: &Core) {
     let metrics = core.metrics();
-    let membership = &metrics.membership_config;
+    let matched = metrics.replication.unwrap_or_default();
+    let last = metrics.last_log_index.unwrap_or_default();
+    let membership = metrics.membership_config.membership();
+    let Some((members, why)) = better_voters(membership, &matched, last) else {
+        return;
+    };
+    tracing::info!(?members, "{why}");
+    match core.raft.change_membership(members, false).await {
+        Ok(_) => tracing::info!("the voters of the metadata quorum have changed"),
+        Err(error) => tracing::warn!(%error, "the voters did not change"),
+    }
+}
+
+/// The voters that there should be instead, and why; none where all is well. One change at a time.
+fn better_voters(
+    membership: &Membership,
+    matched: &BTreeMap<RaftId, Option<RaftLogId>>,
+    last: u64,
+) -> Option<(BTreeSet<RaftId>, String)> {
+    // A change has two steps, and a leader may end between them. Its two majorities then both
+    // stay in force, that of the lost disk too, until somebody takes the second step.
+    if let [_, .., goal] = &membership.get_joint_config()[..] {
+        let why = "a change of the voters that an earlier leader began is finished";
+        return Some((goal.clone(), why.to_owned()));
+    }
     let voters: BTreeSet<RaftId> = membership.voter_ids().collect();
-    let learners = membership.membership().learner_ids();
-    let replacement = learners.filter_map(|new| {
+    membership.learner_ids().find_map(|new| {
         let old = voters.iter().find(|old| old.node == new.node)?;
-        let matched = metrics.replication.as_ref()?.get(&new).copied().flatten()?;
-        let close = matched.index + CAUGHT_UP >= metrics.last_log_index?;
-        close.then_some((*old, new))
-    });
-    if let Some((old, new)) = replacement.into_iter().next() {
-        tracing::info!(%old, %new, "a voter came back with another disk: its vote moves");
-        let mut members = voters.clone();
-        members.remove(&old);
-        members.insert(new);
-        if let Err(error) = core.raft.change_membership(members, false).await {
-            tracing::warn!(%error, "the vote did not move");
+        let matched = matched.get(&new).copied().flatten()?;
+        if matched.index + CAUGHT_UP < last {
+            return None;
         }
+        let mut members = voters.clone();
+        members.remove(old);
+        members.insert(new);
+        let why = format!("a voter came back with another disk: the vote of {old} moves to {new}");
+        Some((members, why))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::testing::log_id;
+    use quorate_types::DirectoryId;
+
+    use super::*;
+    use crate::ids::TypeConfig;
+
+    fn member(node: u32, directory: u8) -> RaftId {
+        RaftId {
+            node: NodeId::new(node),
+            directory: DirectoryId::from_bytes([directory; 16]),
+        }
+    }
+
+    fn membership(configs: &[&[RaftId]], learners: &[RaftId]) -> Membership {
+        let all = configs.iter().flat_map(|config| config.iter());
+        let nodes: BTreeMap<RaftId, Peer> = all
+            .chain(learners)
+            .map(|id| (*id, Peer::default()))
+            .collect();
+        let configs = configs
+            .iter()
+            .map(|config| config.iter().copied().collect())
+            .collect();
+        Membership::new(configs, nodes).unwrap()
+    }
+
+    fn at(index: u64) -> Option<RaftLogId> {
+        Some(log_id::<TypeConfig>(1, member(1, 1), index))
+    }
+
+    #[test]
+    fn a_new_disk_takes_the_old_ones_vote_once_it_has_caught_up() {
+        let [one, two, three] = [member(1, 1), member(2, 2), member(3, 3)];
+        let (new, observer) = (member(3, 9), member(7, 7));
+        let seen = membership(&[&[one, two, three]], &[new, observer]);
+        let far = BTreeMap::from([(new, at(99)), (observer, at(1_000))]);
+        assert_eq!(better_voters(&seen, &far, 200), None);
+        let near = BTreeMap::from([(new, at(100)), (observer, at(1_000))]);
+        let (members, _) = better_voters(&seen, &near, 200).unwrap();
+        assert_eq!(members, BTreeSet::from([one, two, new]));
+        let healthy = membership(&[&[one, two, new]], &[observer]);
+        assert_eq!(better_voters(&healthy, &near, 200), None);
+    }
+
+    #[test]
+    fn a_change_that_was_left_half_done_is_finished_before_another() {
+        let [one, two, three] = [member(1, 1), member(2, 2), member(3, 3)];
+        let (new, newer) = (member(3, 8), member(3, 9));
+        let seen = membership(&[&[one, two, three], &[one, two, new]], &[newer]);
+        let matched = BTreeMap::from([(newer, at(200))]);
+        let (members, _) = better_voters(&seen, &matched, 200).unwrap();
+        assert_eq!(members, BTreeSet::from([one, two, new]));
     }
 }

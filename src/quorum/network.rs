@@ -81,7 +81,10 @@ impl Link {
             codec::from_json(&reply.into_inner().payload)
                 .map_err(|error| Status::internal(error.to_string()))
         };
-        sent.await.map_err(|status: Status| unreachable(&status))
+        let sent: Result<R, Status> = sent.await;
+        let failed = sent.as_ref().err();
+        self.peers.called(self.target, &self.address, failed);
+        sent.map_err(|status| unreachable(&status))
     }
 
     async fn send_snapshot(&self, vote: Vote, snapshot: SnapshotOf) -> Result<Vote, Status> {

@@ -2,7 +2,7 @@
 //! heartbeat never waits behind data. It is made when it is first used, and found dead by HTTP/2
 //! keepalive where TCP would wait.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +30,9 @@ const PROBE: Duration = Duration::from_millis(200);
 /// A call carries at most one append (about 1 MiB) or a piece of a snapshot.
 pub(crate) const MESSAGE_BYTES: usize = 16 << 20;
 
+/// More members than a quorum and its observers have.
+const SILENT: usize = 1_024;
+
 pub(crate) type Client = RaftClient<Channel>;
 
 /// How this node reaches the others, and what it calls itself towards them.
@@ -39,6 +42,8 @@ pub(crate) struct Peers {
     configured: Option<ClusterId>,
     view: Arc<View>,
     channels: Arc<Mutex<HashMap<String, Channel>>>,
+    /// Members whose last call failed: told once, until they answer again.
+    silent: Arc<Mutex<BTreeSet<RaftId>>>,
 }
 
 /// Who answers at an address.
@@ -56,6 +61,7 @@ impl Peers {
             configured,
             view,
             channels: Arc::default(),
+            silent: Arc::default(),
         }
     }
 
@@ -94,6 +100,30 @@ impl Peers {
         Ok(RaftClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES)
             .max_encoding_message_size(MESSAGE_BYTES))
+    }
+
+    /// Takes note of how a call of Raft's ended: openraft tells each one that fails, ten a second
+    /// while a member is down; here it is one line when it begins and one when it is over.
+    pub(crate) fn called(&self, member: RaftId, address: &str, failed: Option<&Status>) {
+        let mut silent = self.silent.lock();
+        match failed {
+            Some(why) => {
+                if silent.len() < SILENT && silent.insert(member) {
+                    let why = why.message();
+                    tracing::warn!(%member, address, why, "a quorum member does not answer");
+                }
+            }
+            None => {
+                if silent.remove(&member) {
+                    tracing::info!(%member, address, "the quorum member answers again");
+                }
+            }
+        }
+    }
+
+    /// Forgets about members that are none any more.
+    pub(crate) fn keep_only(&self, is_member: impl Fn(&RaftId) -> bool) {
+        self.silent.lock().retain(is_member);
     }
 
     /// Asks who answers at `address`.

@@ -228,6 +228,15 @@ impl Core {
         }
     }
 
+    /// Whether the node that this one takes for the leader leads, confirmed by a quorum.
+    pub(crate) async fn is_led(&self) -> bool {
+        let target = self.leader.borrow().clone();
+        match target {
+            Some(target) => self.read_index_at(&target).await.is_ok(),
+            None => false,
+        }
+    }
+
     async fn read_index_at(&self, target: &Leader) -> Result<RaftIndex, String> {
         if target.id == self.me() {
             return match self.confirm().await {

@@ -22,6 +22,7 @@ use crate::in_flight::InFlight;
 use crate::log_store::{LogCloser, LogStore};
 use crate::membership;
 use crate::network::Network;
+use crate::outage;
 use crate::peers::Peers;
 use crate::service::RaftService;
 use crate::snapshots::Snapshots;
@@ -181,12 +182,14 @@ impl Quorum {
             leader: watch::Sender::new(None),
             failure: watch::Sender::new(None),
             gone: Mutex::default(),
+            outage: Mutex::default(),
         });
         let tasks = vec![
             tokio::spawn(follow_raft(core.clone())),
             tokio::spawn(membership::get_in(core.clone())),
             tokio::spawn(membership::lead(core.clone())),
             tokio::spawn(failover::watch_leader(core.clone())),
+            tokio::spawn(outage::explain_outages(core.clone())),
         ];
         Ok(Self {
             handle: QuorumHandle { core: core.clone() },

@@ -109,6 +109,10 @@ impl Snapshots {
         for older in self.files()?.into_iter().filter(|path| *path < target) {
             fs::remove_file(older)?;
         }
+        #[cfg(test)]
+        if let Some(power) = crate::fault_tests::power::of(&self.path) {
+            power.check()?;
+        }
         Ok(())
     }
 }

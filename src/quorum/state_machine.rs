@@ -1,7 +1,7 @@
 //! The image as a Raft state machine: applies committed entries, makes and takes snapshots.
 //!
-//! Invariant: an entry that this version cannot read stops the node; skipping it would let the
-//! images drift apart.
+//! Invariant: an entry that this version cannot read, or a feature level that it does not speak,
+//! stops the node; going on would let the images drift apart.
 
 use std::io;
 use std::sync::Arc;
@@ -10,13 +10,13 @@ use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
-use quorate_metadata::{ClusterEvent, Envelope, LogId, MetadataImage};
+use quorate_metadata::{ClusterEvent, Envelope, LogId, MetadataImage, check_level};
 use quorate_types::{RaftIndex, Term};
 
 use crate::ids::{RaftLogId, Reply, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::outcomes;
 use crate::snapshots::{Snapshots, StoredSnapshot};
-use crate::view::View;
+use crate::view::{View, hash_of};
 
 type Snapshot = openraft::alias::SnapshotOf<TypeConfig, Bytes>;
 
@@ -101,6 +101,7 @@ impl StateMachine {
             EntryPayload::Normal(proposal) => {
                 let envelope = Envelope::decode(&proposal.0).map_err(invalid)?;
                 let applied = self.image.apply(&envelope, position(&id));
+                check_level(self.image.feature_level()).map_err(invalid)?;
                 events.extend(applied.events);
                 reply = Reply(outcomes::encode(&applied.outcomes));
             }
@@ -130,13 +131,15 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
     {
         let mut events = Vec::new();
+        let mut hashes = Vec::new();
         let mut answers = Vec::new();
         while let Some((entry, responder)) = entries.try_next().await? {
             let reply = self.apply_entry(entry.log_id, entry.payload, &mut events)?;
+            hashes.push(hash_of(&self.image));
             answers.extend(responder.map(|responder| (responder, reply)));
         }
         // Who has its answer finds it in the image.
-        self.view.publish(&self.image, events);
+        self.view.publish(&self.image, events, hashes);
         for (responder, reply) in answers {
             responder.send(reply);
         }
@@ -164,7 +167,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.image = image;
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
-        self.view.publish(&self.image, Vec::new());
+        let hash = hash_of(&self.image);
+        self.view.publish(&self.image, Vec::new(), vec![hash]);
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use openraft::StorageError;
+use openraft::entry::RaftEntry;
 use openraft::storage::RaftStateMachine;
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::testing::log::{StoreBuilder, Suite};
@@ -210,6 +211,57 @@ async fn an_entry_that_cannot_be_read_stops_the_state_machine() {
             .await
             .is_err()
     );
+}
+
+#[tokio::test]
+async fn a_feature_level_that_this_program_does_not_speak_stops_the_state_machine() {
+    use quorate_metadata::{Command, Envelope, MAX_LEVEL, Origin, RegisterBroker};
+    let incarnation = quorate_types::Incarnation {
+        start: 1,
+        random: 1,
+    };
+    let endpoint = quorate_types::Endpoint {
+        host: "h".to_owned(),
+        port: 1,
+    };
+    let newer = RegisterBroker {
+        node: quorate_types::NodeId::new(1),
+        directory: RaftId::from(1).directory,
+        incarnation,
+        boot: quorate_types::BootId::from_bytes([1; 16]),
+        clean_epoch: None,
+        damaged: Vec::new(),
+        client: endpoint.clone(),
+        internal: endpoint,
+        rack: None,
+        min_level: 1,
+        max_level: MAX_LEVEL + 1,
+    };
+    let dir = TempDir::new().unwrap();
+    let snapshots = Snapshots::open(dir.path().to_owned()).unwrap();
+    let (mut machine, _) = StateMachine::open(snapshots).unwrap();
+    let envelope = Envelope {
+        origin: Origin {
+            node: quorate_types::NodeId::new(1),
+            incarnation,
+        },
+        sequence: 1,
+        required_term: None,
+        time: quorate_types::Timestamp::from_millis(0),
+        commands: vec![
+            Command::RegisterBroker(newer),
+            Command::SetFeature {
+                level: MAX_LEVEL + 1,
+            },
+        ],
+    };
+    let proposal = crate::ids::Proposal(envelope.encode().into());
+    let raised = Entry::new_normal(at(1), proposal);
+    let error = machine
+        .apply(futures::stream::iter([Ok((raised, None))]))
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("feature level"), "{error}");
 }
 
 /// What a member knows after an opening, or why there is none.

@@ -53,6 +53,8 @@ pub(crate) fn run(disk: Arc<Disk>, state: Arc<Mutex<LogState>>, mut queue: mpsc:
     let mut failed: Option<io::Error> = None;
     let mut group = Vec::with_capacity(GROUP);
     while let Some(first) = queue.blocking_recv() {
+        #[cfg(test)]
+        let _until_the_group_is_done = disk.power.as_ref().map(|power| power.working());
         group.push(first);
         while group.len() < GROUP
             && let Ok(next) = queue.try_recv()

@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures::Stream;
+use quorate_metadata::Command;
 use quorate_proto::v1;
 use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_proto::v1::cluster_server::Cluster;
@@ -17,6 +18,8 @@ use crate::describe;
 use crate::edge::{Edge, forward, forward_failed, is_forwarded};
 use crate::status::to_status;
 
+/// How long the metadata quorum may take to decide.
+const DECIDE: Duration = Duration::from_secs(5);
 /// How long another node is asked about its log.
 const ASK: Duration = Duration::from_secs(5);
 
@@ -33,26 +36,26 @@ impl Cluster for Edge {
             .topics()
             .values()
             .filter(|topic| wanted(topic.name.as_str()));
+        let quorum = self.quorum().describe();
+        let leader = self.quorum().leadership().borrow().leader;
+        // Whom Raft takes for the leader may be the one that is gone.
+        let leader = leader.filter(|_| quorum.outage.is_none());
         let response = v1::DescribeClusterResponse {
             cluster_id: image
                 .cluster_id()
                 .map(|id| id.to_string())
                 .unwrap_or_default(),
-            controller: self
-                .quorum()
-                .leadership()
-                .borrow()
-                .leader
-                .map(|node| node.get()),
+            controller: leader.map(NodeId::get),
             brokers: image
                 .brokers()
                 .values()
                 .map(|b| describe::broker(&image, b))
                 .collect(),
-            quorum: Some(describe::quorum(&self.quorum().describe())),
+            quorum: Some(describe::quorum(&quorum)),
             applied_index: image.applied().index.to_signed(),
             topics: topics.map(|topic| describe::topic(&image, topic)).collect(),
             node_id: self.me().get(),
+            feature_level: image.feature_level(),
         };
         Ok(Response::new(response))
     }
@@ -65,6 +68,16 @@ impl Cluster for Edge {
         described
             .map(Response::new)
             .map_err(|error| to_status(&error))
+    }
+
+    async fn set_feature(
+        &self,
+        request: Request<v1::SetFeatureRequest>,
+    ) -> Result<Response<v1::SetFeatureResponse>, Status> {
+        let level = request.into_inner().level;
+        let set = self.propose(Command::SetFeature { level }, DECIDE).await;
+        set.map_err(|error| to_status(&error))?;
+        Ok(Response::new(v1::SetFeatureResponse { level }))
     }
 
     async fn log_level(

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::Stream;
 use quorate_broker::{
-    ControllerLink, ControllerSession, Heartbeat, HeartbeatReply, TransportError,
+    ControllerLink, ControllerSession, Heartbeat, HeartbeatReply, ImageDifference, TransportError,
 };
 use quorate_controller::{ControllerHandle, ProbeResult, Prober};
 use quorate_proto::internal as proto;
@@ -59,12 +59,22 @@ impl ControllerService {
             wants_shutdown: beat.wants_shutdown,
             ready: beat.ready,
         };
-        let answer = match self.controller.heartbeat(connection, heartbeat).await {
-            Ok(answer) => proto::HeartbeatAnswer {
-                number,
-                may_stop: answer?.may_stop,
-                ..proto::HeartbeatAnswer::default()
-            },
+        let hash = beat.image_hash;
+        let answer = match self.controller.heartbeat(connection, heartbeat, hash).await {
+            Ok(told) => {
+                let told = told?;
+                let differs = told.image_differs.map(|differs| proto::ImageDifference {
+                    index: differs.index.get(),
+                    controller_hash: differs.controller,
+                    broker_hash: differs.broker,
+                });
+                proto::HeartbeatAnswer {
+                    number,
+                    may_stop: told.answer.may_stop,
+                    image_differs: differs,
+                    ..proto::HeartbeatAnswer::default()
+                }
+            }
             Err(not_active) => proto::HeartbeatAnswer {
                 number,
                 refused: true,
@@ -174,6 +184,7 @@ fn to_proto(beat: &Heartbeat) -> proto::Heartbeat {
         ready: beat.ready,
         number: beat.number,
         led: beat.led,
+        image_hash: Some(beat.image_hash),
     }
 }
 
@@ -183,6 +194,11 @@ fn from_proto(answer: proto::HeartbeatAnswer) -> HeartbeatReply {
         may_stop: answer.may_stop,
         not_controller: answer.not_controller.map(NodeId::new),
         refused: answer.refused.then_some(answer.reason),
+        image_differs: answer.image_differs.map(|differs| ImageDifference {
+            index: RaftIndex::new(differs.index),
+            controller: differs.controller_hash,
+            broker: differs.broker_hash,
+        }),
     }
 }
 

@@ -90,6 +90,8 @@ pub(crate) fn broker(image: &MetadataImage, broker: &Broker) -> v1::BrokerDescri
         leaders,
         replicas,
         out_of_sync,
+        min_feature_level: broker.min_level,
+        max_feature_level: broker.max_level,
     }
 }
 
@@ -109,6 +111,7 @@ pub(crate) fn quorum(description: &QuorumDescription) -> v1::QuorumDescription {
         last_log_index: index(description.last_log),
         snapshot_index: index(description.snapshot),
         purged_index: index(description.purged),
+        outage: description.outage.clone(),
     }
 }
 
@@ -183,6 +186,7 @@ pub(crate) fn event(event: &ClusterEvent) -> v1::ClusterEvent {
             described.leader = leader.map(NodeId::get);
             described.isr = nodes(isr);
         }
+        EventKind::FeatureLevelRaised { .. } => {}
         EventKind::TopicCreated { topic, .. }
         | EventKind::TopicAltered { topic, .. }
         | EventKind::TopicDeleted { topic } => {
