@@ -8,6 +8,7 @@ use quorate_proto::v1::admin_client::AdminClient;
 use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_proto::v1::consumer_client::ConsumerClient;
 use quorate_types::{NodeId, PartitionId};
+use quorate_wire::never_left;
 use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
 use tonic::{Response, Status, Streaming};
@@ -18,19 +19,6 @@ use crate::error::ClientError;
 /// How long one node is waited for.
 const ONE_TRY: Duration = Duration::from_secs(12);
 const PAUSE: Duration = Duration::from_millis(50);
-
-/// Whether a call failed because there was no connection to send it on: the name did not resolve,
-/// or nobody took the connection. Then nobody has seen it.
-pub(crate) fn never_left(status: &Status) -> bool {
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        if error.is::<tonic::ConnectError>() {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
-}
 
 impl Client {
     /// Calls one node after the other until one decides. A call whose outcome is unknown is not

@@ -12,7 +12,7 @@ use quorate_quorum::{ProposeError, QuorumHandle};
 use quorate_types::{
     ErrorCode, NodeId, PartitionId, ProducerId, TopicId, TopicName, TopicPartition,
 };
-use quorate_wire::{ErrorInfo, FORWARDED};
+use quorate_wire::{ErrorInfo, FORWARDED, never_left};
 use tokio::sync::Semaphore;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
@@ -366,18 +366,6 @@ pub(crate) fn forward_failed(status: Status, sent: bool) -> Status {
         ErrorCode::RequestTimedOut
     };
     to_status(&ErrorInfo::new(code, message))
-}
-
-/// Whether a call failed because there was no connection to send it on: nobody has seen it.
-fn never_left(status: &Status) -> bool {
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        if error.is::<tonic::ConnectError>() {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
 }
 
 #[cfg(test)]
