@@ -168,7 +168,8 @@ impl Client {
     }
 
     /// All that one node knows of a topic's partitions, in the order of their numbers; of only one
-    /// where `partition` names it. With `history` also what happened to them lately.
+    /// where `partition` names it. With `history` also what happened to them lately. Many come in
+    /// several answers; who answers and what that node knows of a controller is the last one's.
     ///
     /// # Errors
     /// [`ClientError::Refused`] where there is no such topic or partition.
@@ -177,7 +178,7 @@ impl Client {
         topic: &str,
         partition: Option<PartitionId>,
         history: bool,
-    ) -> Result<Vec<v1::PartitionState>, ClientError> {
+    ) -> Result<v1::DescribePartitionsResponse, ClientError> {
         let mut request = v1::DescribePartitionsRequest {
             topic: topic.to_owned(),
             partition: partition.map(PartitionId::to_signed),
@@ -186,7 +187,7 @@ impl Client {
         };
         let mut described = Vec::new();
         loop {
-            let page = self
+            let mut page = self
                 .call(false, |channel| {
                     let request = request.clone();
                     async move {
@@ -196,11 +197,14 @@ impl Client {
                     }
                 })
                 .await?;
-            described.extend(page.partitions);
+            described.append(&mut page.partitions);
             match page.next_partition {
                 // Whoever answers names a later one, or the pages would never end.
                 Some(next) if next > request.first_partition => request.first_partition = next,
-                _ => return Ok(described),
+                _ => {
+                    page.partitions = described;
+                    return Ok(page);
+                }
             }
         }
     }

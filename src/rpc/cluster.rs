@@ -38,12 +38,7 @@ impl Cluster for Edge {
                 .cluster_id()
                 .map(|id| id.to_string())
                 .unwrap_or_default(),
-            controller: self
-                .quorum()
-                .leadership()
-                .borrow()
-                .leader
-                .map(|node| node.get()),
+            controller: self.controller(),
             brokers: image
                 .brokers()
                 .values()

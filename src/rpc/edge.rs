@@ -159,6 +159,13 @@ impl Edge {
         })
     }
 
+    /// The active controller as this node knows it; none during its election.
+    pub(crate) fn controller(&self) -> Option<u32> {
+        let leadership = self.quorum().leadership();
+        let leader = leadership.borrow().leader;
+        leader.map(NodeId::get)
+    }
+
     pub(crate) fn image(&self) -> Arc<MetadataImage> {
         self.shared.quorum.image()
     }
