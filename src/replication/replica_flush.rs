@@ -184,7 +184,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
                 to,
                 ..
             } = report;
-            warn!(partition = %self.id, %unclean_epoch, %from, ?to, "lost by an unclean election");
+            warn!(partition = %self.log.name(), %unclean_epoch, %from, ?to, "lost by an unclean election");
             self.notice = Some(Notice {
                 command: Command::ReportDataLoss(report),
                 id: None,
