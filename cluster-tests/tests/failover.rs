@@ -3,6 +3,7 @@
 //! told by `quorate partition describe --why`, also after all nodes have started again.
 #![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -50,6 +51,23 @@ fn why(cluster: &Cluster, format: &str) -> String {
 fn history(cluster: &Cluster) -> Vec<Value> {
     let mut told: Value = serde_json::from_str(&why(cluster, "json")).unwrap();
     serde_json::from_value(told[0]["history"].take()).unwrap()
+}
+
+/// More partitions than one answer holds, each once and in their order.
+async fn pages(cluster: &Cluster) {
+    const COUNT: u32 = 65;
+    let client = &cluster.client;
+    let created = client
+        .create_topic("pages", COUNT, 1, BTreeMap::new())
+        .await;
+    created.unwrap();
+    let described = client.describe_partitions("pages", None, true).await;
+    let partitions = described.unwrap().partitions;
+    let numbers = partitions
+        .iter()
+        .map(|state| state.partition.as_ref().unwrap().partition.unsigned_abs());
+    assert!(numbers.eq(0..COUNT));
+    assert!(partitions.iter().all(|state| state.history.len() == 2));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -127,6 +145,7 @@ async fn acknowledged_records_survive_the_kill_of_any_node_and_of_all() {
         restart(&mut cluster, &[node]).await;
     }
 
+    pages(&cluster).await;
     let history = writer.finish().await.unwrap();
     let acknowledged = history
         .iter()

@@ -100,7 +100,7 @@ impl Plane {
             if let Some(slot) = self.slots.get(&id)
                 && let Err(error) = slot.replica.log().damage_told()
             {
-                warn!(partition = %id, %error, "the next start reports this replica again");
+                warn!(partition = %slot.replica.log().name(), %error, "the next start reports this replica again");
             }
         }
     }
@@ -255,7 +255,10 @@ impl Plane {
                 continue;
             };
             self.registry.remove(&id);
-            info!(partition = %id, why, "replica removed");
+            info!(
+                partition = %slot.replica.log().name(),
+                why, "replica removed"
+            );
             let mut actions = Vec::new();
             slot.replica.abandon(&mut actions);
             for action in actions {

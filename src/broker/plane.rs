@@ -485,9 +485,10 @@ impl Plane {
             self.registry.remove(&id);
             slot.hosted.retire();
             let mut log = slot.replica.into_log();
+            let name = log.name().to_owned();
             let last = flushed.remove(&id).map(|done| log.complete_flush(done));
             if let Err(error) = last.unwrap_or(Ok(())).and_then(|()| log.close()) {
-                error!(partition = %id, %error, "a log could not be closed cleanly");
+                error!(partition = %name, %error, "a log could not be closed cleanly");
                 closed = false;
             }
         }

@@ -8,6 +8,7 @@ use quorate_proto::v1::admin_client::AdminClient;
 use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_proto::v1::consumer_client::ConsumerClient;
 use quorate_types::{NodeId, PartitionId};
+use quorate_wire::never_left;
 use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
 use tonic::{Response, Status, Streaming};
@@ -18,19 +19,6 @@ use crate::error::ClientError;
 /// How long one node is waited for.
 const ONE_TRY: Duration = Duration::from_secs(12);
 const PAUSE: Duration = Duration::from_millis(50);
-
-/// Whether a call failed because there was no connection to send it on: the name did not resolve,
-/// or nobody took the connection. Then nobody has seen it.
-pub(crate) fn never_left(status: &Status) -> bool {
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        if error.is::<tonic::ConnectError>() {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
-}
 
 impl Client {
     /// Calls one node after the other until one decides. A call whose outcome is unknown is not
@@ -180,7 +168,8 @@ impl Client {
     }
 
     /// All that one node knows of a topic's partitions, in the order of their numbers; of only one
-    /// where `partition` names it. With `history` also what happened to them lately.
+    /// where `partition` names it. With `history` also what happened to them lately. Many come in
+    /// several answers; who answers and what that node knows of a controller is the last one's.
     ///
     /// # Errors
     /// [`ClientError::Refused`] where there is no such topic or partition.
@@ -189,7 +178,7 @@ impl Client {
         topic: &str,
         partition: Option<PartitionId>,
         history: bool,
-    ) -> Result<Vec<v1::PartitionState>, ClientError> {
+    ) -> Result<v1::DescribePartitionsResponse, ClientError> {
         let mut request = v1::DescribePartitionsRequest {
             topic: topic.to_owned(),
             partition: partition.map(PartitionId::to_signed),
@@ -198,7 +187,7 @@ impl Client {
         };
         let mut described = Vec::new();
         loop {
-            let page = self
+            let mut page = self
                 .call(false, |channel| {
                     let request = request.clone();
                     async move {
@@ -208,11 +197,14 @@ impl Client {
                     }
                 })
                 .await?;
-            described.extend(page.partitions);
+            described.append(&mut page.partitions);
             match page.next_partition {
                 // Whoever answers names a later one, or the pages would never end.
                 Some(next) if next > request.first_partition => request.first_partition = next,
-                _ => return Ok(described),
+                _ => {
+                    page.partitions = described;
+                    return Ok(page);
+                }
             }
         }
     }

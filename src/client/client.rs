@@ -9,12 +9,11 @@ use parking_lot::{Mutex, RwLock};
 use quorate_proto::v1;
 use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_types::{Endpoint, ErrorCode, NodeId};
-use quorate_wire::{ErrorInfo, FORWARDED};
+use quorate_wire::{ErrorInfo, FORWARDED, never_left};
 use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-use crate::admin::never_left;
 use crate::detours::{Detours, Way};
 use crate::error::ClientError;
 use crate::metadata::{Metadata, TopicInfo};

@@ -90,6 +90,13 @@ impl<D: Dir> PartitionLog<D> {
         self.log_start
     }
 
+    /// What people know the partition by: `orders-3`, the name of its directory without the topic's
+    /// id.
+    pub fn name(&self) -> &str {
+        let folder = self.path.rsplit('/').next().unwrap_or(&self.path);
+        folder.rsplit_once('.').map_or(folder, |(name, _)| name)
+    }
+
     /// Offset that the next record gets (LEO).
     pub fn log_end(&self) -> Offset {
         self.log_end

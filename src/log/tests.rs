@@ -493,7 +493,9 @@ fn a_partition_set_aside_is_found_no_more() {
         quorate_types::PartitionId::new(3),
     );
     let path = directory.partition_path(&topic, &id);
-    PartitionLog::open(directory.dir(), &path, options(), AFTER_KILL).unwrap();
+    let (log, _) = PartitionLog::open(directory.dir(), &path, options(), AFTER_KILL).unwrap();
+    assert_eq!(log.name(), "orders.v1-eu-3", "as people know it");
+    drop(log);
     let found = directory.partitions(Duration::from_secs(60)).unwrap();
     assert_eq!(found.len(), 1);
     assert_eq!(

@@ -149,6 +149,15 @@ async fn produce(
     partition: i32,
     value: &str,
 ) -> Result<v1::ProduceResponse, String> {
+    produce_with(at, partition, value, v1::Acks::All).await
+}
+
+async fn produce_with(
+    at: &Endpoint,
+    partition: i32,
+    value: &str,
+    acks: v1::Acks,
+) -> Result<v1::ProduceResponse, String> {
     let mut producer = ProducerClient::connect(url(at))
         .await
         .map_err(|e| e.to_string())?;
@@ -164,6 +173,7 @@ async fn produce(
         partition: Some(partition),
         payload: Some(v1::produce_request::Payload::Records(list)),
         timeout_ms: 5_000,
+        acks: acks.into(),
         ..Default::default()
     };
     let answer = producer.produce(request).await;
@@ -210,12 +220,14 @@ async fn records_go_in_at_any_node_come_out_at_any_node_and_survive_a_restart_of
     }
     assert_eq!(led.into_values().collect::<Vec<_>>(), [2, 2, 2]);
     for partition in 0..6 {
+        let epoch = topic.partitions[partition as usize].leader_epoch;
         // Through every node in turn: most of them do not lead.
         for (turn, at) in clients.iter().enumerate() {
             let value = format!("{partition}/{turn}");
             let answer = eventually("a record is taken", || produce(at, partition, &value)).await;
             assert_eq!(answer.base_offset, Some(turn as i64));
             assert_eq!((answer.replicas, answer.fsynced), (3, 3));
+            assert_eq!(answer.leader_epoch, epoch);
         }
     }
     stop(running).await;
@@ -239,6 +251,18 @@ async fn records_go_in_at_any_node_come_out_at_any_node_and_survive_a_restart_of
         })
         .await;
         assert_eq!(answer.base_offset, Some(3));
+        let before = topic.partitions[partition as usize].leader_epoch;
+        assert!(answer.leader_epoch > before, "nodes have started again");
+        let value = format!("{partition}/4");
+        let leader = eventually("the leader takes a record", || {
+            produce_with(clients[0], partition, &value, v1::Acks::Leader)
+        })
+        .await;
+        assert_eq!(leader.base_offset, Some(4));
+        assert!(leader.leader_epoch >= answer.leader_epoch);
+        // No more is promised than is known when the leader has appended.
+        assert!((1..=3).contains(&leader.replicas), "{}", leader.replicas);
+        assert!(leader.fsynced <= leader.replicas);
     }
     stop(running).await;
 }

@@ -25,10 +25,17 @@ pub(crate) async fn run(global: &Global, command: PartitionCommand) -> Outcome {
     if partition.is_some_and(|number| i32::try_from(number).is_err()) {
         return Err(Failure::usage(what, "there is no such partition number"));
     }
-    let states = client(global)?
+    let answer = client(global)?
         .describe_partitions(&topic, partition.map(PartitionId::new), why)
         .await
         .map_err(|error| told(what, &error))?;
+    if answer.controller.is_none() {
+        eprintln!(
+            "the metadata quorum has no leader: what follows is what node {} last knew",
+            answer.node_id
+        );
+    }
+    let states = answer.partitions;
     match global.output {
         OutputFormat::Json => {
             let rows: Vec<Value> = states

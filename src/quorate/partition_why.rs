@@ -54,6 +54,13 @@ fn state_of(topic: &str, state: &v1::PartitionState) -> String {
     }
 }
 
+/// Registered and not active yet: nobody has to do anything.
+fn starts(replica: &v1::ReplicaState) -> bool {
+    let since = replica.since.as_ref();
+    replica.state() == v1::BrokerState::Fenced
+        && since.is_some_and(|event| event.kind == "broker-registered")
+}
+
 /// What keeps a replica from its part.
 fn obstacle(replica: &v1::ReplicaState) -> String {
     let node = replica.node_id;
@@ -65,9 +72,8 @@ fn obstacle(replica: &v1::ReplicaState) -> String {
             (format!(" since {time}"), format!(": {}", event.cause))
         },
     );
-    let registered = since.is_some_and(|event| event.kind == "broker-registered");
     match replica.state() {
-        v1::BrokerState::Fenced if registered => {
+        v1::BrokerState::Fenced if starts(replica) => {
             format!("broker {node} is registered{time} and not ready yet{cause}")
         }
         v1::BrokerState::Fenced => format!("broker {node} is fenced{time}{cause}"),
@@ -96,18 +102,18 @@ fn hints(state: &v1::PartitionState) -> Vec<String> {
             "produces with acks=all are refused (NOT_ENOUGH_REPLICAS) until {count} in sync"
         ));
     }
-    let (active, gone): (Vec<_>, Vec<_>) = behind
+    let (coming, gone): (Vec<_>, Vec<_>) = behind
         .iter()
         .copied()
-        .partition(|replica| replica.state() == v1::BrokerState::Active);
+        .partition(|replica| replica.state() == v1::BrokerState::Active || starts(replica));
     if !gone.is_empty() {
         let who = brokers(&ids(&gone), "and");
-        hints.push(format!("start {who}: in sync again once all is caught up"));
+        hints.push(format!("start {who}: in sync again once caught up"));
     }
-    if !active.is_empty() {
-        let who = brokers(&ids(&active), "and");
+    if !coming.is_empty() {
+        let who = brokers(&ids(&coming), "and");
         hints.push(format!(
-            "{who} joins once its replica has caught up; where it does not, its log says why"
+            "{who}: in sync once caught up; where that does not come, the log there says why"
         ));
     }
     hints
@@ -273,8 +279,8 @@ mod tests {
              broker 1 is fenced since 1970-01-01T00:00:01.000Z: no heartbeat for 3012 ms\n  \
              broker 3 is active since 1970-01-01T00:00:01.000Z, and its replica has to catch up\n  \
              produces with acks=all are refused (NOT_ENOUGH_REPLICAS) until 2 replicas are in sync\n  \
-             start broker 1: in sync again once all is caught up\n  \
-             broker 3 joins once its replica has caught up; where it does not, its log says why\n  \
+             start broker 1: in sync again once caught up\n  \
+             broker 3: in sync once caught up; where that does not come, the log there says why\n  \
              TIME                      WHAT                                BECAUSE\n  \
              1970-01-01T00:00:01.000Z  broker 2 leads at epoch 7, isr 2,3  broker 1 was fenced: no \
              heartbeat for 3012 ms"

@@ -41,15 +41,33 @@ const TROUBLE: Duration = Duration::from_secs(1);
 struct Tally {
     acknowledged: u64,
     failed: u64,
+    /// What every acknowledgement promised at least: replicas that have the record, and those that
+    /// have it on their disks.
+    held: Option<(u32, u32)>,
     /// With the number of its line.
     first_error: Option<(u64, ClientError)>,
 }
 
 impl Tally {
+    /// What every acknowledgement promised, in words; with `acks=0` nothing is.
+    fn promised(&self) -> String {
+        match self.held {
+            Some((replicas, fsynced)) if replicas > 0 => {
+                let replicas = output::counted(replicas.into(), "replica", "replicas");
+                format!(", each on {replicas}, synced by {fsynced}")
+            }
+            _ => String::new(),
+        }
+    }
+
     /// The fate of the next line.
     fn note(&mut self, result: Result<quorate_client::Acked, ClientError>) {
         match result {
-            Ok(_) => self.acknowledged += 1,
+            Ok(acked) => {
+                self.acknowledged += 1;
+                let (replicas, fsynced) = self.held.unwrap_or((u32::MAX, u32::MAX));
+                self.held = Some((replicas.min(acked.replicas), fsynced.min(acked.fsynced)));
+            }
             Err(error) => {
                 self.failed += 1;
                 let line = self.acknowledged + self.failed;
@@ -254,11 +272,37 @@ fn report(global: &Global, args: &ProduceArgs, tally: &Tally, took: Duration) ->
             "failed": tally.failed,
             "seconds": seconds,
             "records_per_second": rate,
+            "min_replicas": tally.held.map(|held| held.0),
+            "min_fsynced": tally.held.map(|held| held.1),
         })),
         OutputFormat::Text => output::line(format!(
-            "{} acknowledged in {seconds:.2} s ({} records/s)",
+            "{} acknowledged in {seconds:.2} s ({} records/s){}",
             output::counted(tally.acknowledged, "record", "records"),
-            grouped(rate as u64)
+            grouped(rate as u64),
+            tally.promised()
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_weakest_acknowledgement_is_what_is_told() {
+        let mut tally = Tally::default();
+        assert_eq!(tally.promised(), "");
+        for (replicas, fsynced) in [(3, 3), (2, 3), (3, 1)] {
+            tally.note(Ok(quorate_client::Acked {
+                partition: PartitionId::ZERO,
+                offset: Some(0),
+                leader_epoch: 0,
+                replicas,
+                fsynced,
+            }));
+        }
+        assert_eq!(tally.promised(), ", each on 2 replicas, synced by 1");
+        tally.held = Some((1, 0));
+        assert_eq!(tally.promised(), ", each on 1 replica, synced by 0");
     }
 }

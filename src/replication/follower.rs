@@ -152,7 +152,7 @@ impl ReplicaFollower {
                 return self.start_anew(cx, log, timing, &out_of_range);
             }
             LeaderMessage::Error(error) => {
-                debug!(partition = %error.partition, code = %error.code, "not subscribed");
+                debug!(partition = %log.name(), code = %error.code, "not subscribed");
                 self.back_off(timing, cx.now);
             }
             LeaderMessage::Batches(_) | LeaderMessage::Heartbeat(_) => {

@@ -170,6 +170,7 @@ impl<F: Faults> ReplicaLeader<F> {
     /// Takes the end of a sending. Only the image tells what was applied; a time-out ends nothing.
     pub(crate) fn proposed(
         &mut self,
+        name: &str,
         id: ProposalId,
         result: ProposalResult,
         timing: &Timing,
@@ -190,7 +191,7 @@ impl<F: Faults> ReplicaLeader<F> {
                 proposal.again_at = now + timing.proposal_retry;
             }
             ProposalResult::Refused(code) => {
-                info!(partition = %proposal.command.partition, %code, "ISR proposal refused");
+                info!(partition = %name, %code, "ISR proposal refused");
                 self.proposal = None;
                 if !self.unknown {
                     self.proposed.clear();

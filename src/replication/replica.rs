@@ -238,7 +238,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
         if std::mem::take(&mut self.marked)
             && let Err(error) = self.log.damage_told()
         {
-            warn!(partition = %self.id, %error, "the next start reports this replica again");
+            warn!(partition = %self.log.name(), %error, "the next start reports this replica again");
         }
         match view.registration.leader {
             Some(leader) if serving && leader == self.me => self.lead(cx, view, out),
@@ -250,7 +250,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
                         return self.fail(cx, &error.to_string(), out);
                     }
                 }
-                info!(partition = %self.id, %epoch, %leader, end = %self.log.log_end(), "follows");
+                info!(partition = %self.log.name(), %epoch, %leader, end = %self.log.log_end(), "follows");
                 self.role =
                     Role::Follower(ReplicaFollower::new(leader, view, &self.timing, cx.now));
             }
@@ -267,13 +267,13 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             view.registration.isr.contains(&self.me) && view.registration.losses.is_empty()
         });
         if repaired && let Err(error) = self.log.discard_set_aside() {
-            warn!(partition = %self.id, %error, "what recovery has set aside stays");
+            warn!(partition = %self.log.name(), %error, "what recovery has set aside stays");
         }
     }
 
     pub(crate) fn leave_role(&mut self, out: &mut Vec<Action<D>>) {
         if let Role::Leader(leader) = &mut self.role {
-            info!(partition = %self.id, epoch = %leader.epoch, "leadership ends");
+            info!(partition = %self.log.name(), epoch = %leader.epoch, "leadership ends");
             leader.abandon(out);
         }
         self.role = Role::Idle;
@@ -292,10 +292,10 @@ impl<D: Dir, F: Faults> Replica<D, F> {
         }
         let epoch_start = self.log.log_end();
         let isr = &view.registration.isr;
-        info!(partition = %self.id, %epoch, start = %epoch_start, isr = %listed(isr), "leads");
+        info!(partition = %self.log.name(), %epoch, start = %epoch_start, isr = %listed(isr), "leads");
         if view.registration.unclean_epoch == Some(epoch) {
             warn!(
-                partition = %self.id, %epoch, start = %epoch_start,
+                partition = %self.log.name(), %epoch, start = %epoch_start,
                 "leads by an unclean election: what was acknowledged from there on is lost"
             );
         }
@@ -441,7 +441,10 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             Followed::Failed(why) => self.fail(cx, &why, out),
             Followed::Lost(report) => self.report_loss(cx.now, *report),
             Followed::Damaged(why) => {
-                error!(partition = %self.id, why, "replica is damaged and stops");
+                error!(
+                    partition = %self.log.name(),
+                    why, "replica is damaged and stops"
+                );
                 self.role = Role::Damaged;
                 self.report_damaged(cx.now, &why);
                 out.push(Action::Status);

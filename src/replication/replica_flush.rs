@@ -45,7 +45,10 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             .flushing_since
             .is_some_and(|since| now.saturating_sub(since) > self.timing.replica_lag_time_max);
         if let (true, None, Role::Leader(leader)) = (hangs, &self.notice, &self.role) {
-            warn!(partition = %self.id, "the disk takes too long: leadership resigned");
+            warn!(
+                partition = %self.log.name(),
+                "the disk takes too long: leadership resigned"
+            );
             let command = Command::ResignLeadership {
                 partition: self.id,
                 leader: leader.view.me,
@@ -62,7 +65,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
     /// R13: what was not synced must be taken for lost and is never synced again. Nothing is acked
     /// or appended any more in this epoch; the log is cut to the last good sync.
     pub(crate) fn fail(&mut self, cx: &Context<'_>, why: &str, out: &mut Vec<Action<D>>) {
-        error!(partition = %self.id, why, "the log failed");
+        error!(partition = %self.log.name(), why, "the log failed");
         if matches!(self.role, Role::Damaged) {
             // It has stopped, and the quorum hears of it: only its next start, which checks every
             // batch, brings it back.
@@ -86,7 +89,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
         match self.log.cut_to_flushed() {
             Ok(()) => self.role = Role::Failed(epoch.unwrap_or(LeaderEpoch::ZERO)),
             Err(error) => {
-                error!(partition = %self.id, %error, "the log cannot be cut: replica stops");
+                error!(partition = %self.log.name(), %error, "the log cannot be cut: replica stops");
                 if matches!(error, LogError::Corrupt { .. }) {
                     self.stop_damaged(&error.to_string());
                 } else {
@@ -116,7 +119,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
                 true
             }
             Err(error) => {
-                error!(partition = %self.id, %error, "the log cannot be marked: replica stops");
+                error!(partition = %self.log.name(), %error, "the log cannot be marked: replica stops");
                 false
             }
         }
@@ -132,12 +135,18 @@ impl<D: Dir, F: Faults> Replica<D, F> {
         let isr = self.view.as_ref().map(|view| &view.registration.isr);
         if isr.is_some_and(|isr| isr.iter().all(|member| *member == self.me)) {
             if self.unreadable.as_ref() != Some(&why) {
-                error!(partition = %self.id, why, "the only in-sync replica is damaged");
+                error!(
+                    partition = %self.log.name(),
+                    why, "the only in-sync replica is damaged"
+                );
                 self.unreadable = Some(why);
             }
             return;
         }
-        error!(partition = %self.id, why, "replica is damaged and stops");
+        error!(
+            partition = %self.log.name(),
+            why, "replica is damaged and stops"
+        );
         self.leave_role(out);
         self.stop_damaged(&why);
         self.report_damaged(cx.now, &why);
@@ -147,7 +156,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
     fn stop_damaged(&mut self, why: &str) {
         self.role = Role::Damaged;
         if let Err(error) = self.log.mark_damaged(why) {
-            error!(partition = %self.id, %error, "the next start may not know of the damage");
+            error!(partition = %self.log.name(), %error, "the next start may not know of the damage");
         }
     }
 
@@ -175,7 +184,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
                 to,
                 ..
             } = report;
-            warn!(partition = %self.id, %unclean_epoch, %from, ?to, "lost by an unclean election");
+            warn!(partition = %self.log.name(), %unclean_epoch, %from, ?to, "lost by an unclean election");
             self.notice = Some(Notice {
                 command: Command::ReportDataLoss(report),
                 id: None,
@@ -256,7 +265,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
                 ProposalResult::Applied | ProposalResult::Refused(_) => self.notice = None,
             }
         } else if let Role::Leader(leader) = &mut self.role {
-            leader.proposed(id, result, &self.timing, cx.now);
+            leader.proposed(self.log.name(), id, result, &self.timing, cx.now);
         }
     }
 

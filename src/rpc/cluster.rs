@@ -37,15 +37,12 @@ impl Cluster for Edge {
             .values()
             .filter(|topic| wanted(topic.name.as_str()));
         let quorum = self.quorum().describe();
-        let leader = self.quorum().leadership().borrow().leader;
-        // Whom Raft takes for the leader may be the one that is gone.
-        let leader = leader.filter(|_| quorum.outage.is_none());
         let response = v1::DescribeClusterResponse {
             cluster_id: image
                 .cluster_id()
                 .map(|id| id.to_string())
                 .unwrap_or_default(),
-            controller: leader.map(NodeId::get),
+            controller: self.controller(),
             brokers: image
                 .brokers()
                 .values()

@@ -12,7 +12,7 @@ use quorate_quorum::{ProposeError, QuorumHandle};
 use quorate_types::{
     ErrorCode, NodeId, PartitionId, ProducerId, TopicId, TopicName, TopicPartition,
 };
-use quorate_wire::{ErrorInfo, FORWARDED};
+use quorate_wire::{ErrorInfo, FORWARDED, never_left};
 use tokio::sync::Semaphore;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
@@ -157,6 +157,15 @@ impl Edge {
             let message = format!("node {node} cannot be reached");
             ErrorInfo::new(ErrorCode::BrokerNotAvailable, message)
         })
+    }
+
+    /// The active controller as this node knows it; none during its election.
+    pub(crate) fn controller(&self) -> Option<u32> {
+        let quorum = self.quorum();
+        let leader = quorum.leadership().borrow().leader;
+        // Whom Raft takes for the leader may be the one that is gone.
+        let known = leader.filter(|_| quorum.describe().outage.is_none());
+        known.map(NodeId::get)
     }
 
     pub(crate) fn image(&self) -> Arc<MetadataImage> {
@@ -366,18 +375,6 @@ pub(crate) fn forward_failed(status: Status, sent: bool) -> Status {
         ErrorCode::RequestTimedOut
     };
     to_status(&ErrorInfo::new(code, message))
-}
-
-/// Whether a call failed because there was no connection to send it on: nobody has seen it.
-fn never_left(status: &Status) -> bool {
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        if error.is::<tonic::ConnectError>() {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
 }
 
 #[cfg(test)]

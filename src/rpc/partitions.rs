@@ -51,6 +51,7 @@ impl Edge {
             next_partition: more.then(|| PartitionId::new(end).to_signed()),
             node_id: self.me().get(),
             applied_index: image.applied().index.to_signed(),
+            controller: self.controller(),
         })
     }
 }

@@ -3,6 +3,7 @@
 
 mod convert;
 mod error;
+mod unsent;
 
 pub use convert::{WireError, acks, acks_to_proto, endpoint_to_proto, topic_id};
 /// Metadata key of a request that is not to be forwarded: a node has done it already, or the client
@@ -10,3 +11,4 @@ pub use convert::{WireError, acks, acks_to_proto, endpoint_to_proto, topic_id};
 pub const FORWARDED: &str = "quorate-forwarded";
 
 pub use error::{DOMAIN, ErrorInfo, GrpcCode, grpc_code};
+pub use unsent::never_left;

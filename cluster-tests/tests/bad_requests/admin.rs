@@ -2,6 +2,7 @@
 
 use quorate_proto::v1;
 use quorate_proto::v1::admin_client::AdminClient;
+use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_types::Endpoint;
 use tonic::Code::{AlreadyExists, InvalidArgument};
 
@@ -118,4 +119,27 @@ pub(crate) async fn admin(node: &Endpoint) {
         .describe_topic(v1::DescribeTopicRequest { name })
         .await;
     unknown("no topic").check("describe", described);
+    partitions_of(node).await;
+}
+
+async fn partitions_of(node: &Endpoint) {
+    let mut client = ClusterClient::connect(format!("http://{node}"))
+        .await
+        .unwrap();
+    let of = |topic: &str, partition, first_partition| v1::DescribePartitionsRequest {
+        topic: topic.to_owned(),
+        partition,
+        first_partition,
+        history: true,
+    };
+    for (what, request, expected) in [
+        ("topic", of("no-such", None, 0), unknown("no topic")),
+        ("partition", of(TOPIC, Some(99), 0), unknown("no 99")),
+        ("first", of(TOPIC, None, 99), unknown("no 99")),
+        ("negative", of(TOPIC, Some(-1), 0), invalid("-1")),
+        ("negative first", of(TOPIC, None, -1), invalid("-1")),
+    ] {
+        let described = client.describe_partitions(request).await;
+        expected.check(&format!("describe partitions: {what}"), described);
+    }
 }

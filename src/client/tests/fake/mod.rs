@@ -81,6 +81,13 @@ impl Cluster for Known {
         not_here()
     }
 
+    async fn set_feature(
+        &self,
+        _: Request<v1::SetFeatureRequest>,
+    ) -> Result<Response<v1::SetFeatureResponse>, Status> {
+        not_here()
+    }
+
     async fn log_level(
         &self,
         _: Request<v1::LogLevelRequest>,
