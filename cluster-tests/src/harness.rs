@@ -19,7 +19,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::interval;
 
-use crate::view::View;
+use crate::view::{View, eventually, out_of_sync};
 
 /// A running cluster of three.
 pub struct Cluster {
@@ -97,6 +97,37 @@ impl Cluster {
             why = ended(&mut cluster.processes) => panic!("a node did not start: {why}"),
         }
         cluster
+    }
+}
+
+/// A node that was just started shows at first what was before: these ask every one.
+impl Cluster {
+    /// Waits until every node takes part, by its own word too.
+    pub async fn all_active(&self) {
+        for node in self.processes.addresses() {
+            eventually("every node to be ready", || async {
+                match ready(&node).await {
+                    Ok(true) => Ok(()),
+                    Ok(false) => Err(format!("{node} is not")),
+                    Err(error) => Err(format!("{node}: {error}")),
+                }
+            })
+            .await;
+        }
+        self.view.all_active().await;
+    }
+
+    /// Waits until every node sees every replica of the topic in sync, and a leader of every
+    /// partition. To be called when all are [active](Self::all_active).
+    pub async fn all_in_sync(&self, topic: &str) {
+        for node in self.processes.addresses() {
+            eventually("every replica in sync", || async {
+                let described = describe_raw(&node, topic).await;
+                let described = described.map_err(|error| error.to_string())?;
+                out_of_sync(&described).map_or(Ok(()), |why| Err(format!("{node}: {why}")))
+            })
+            .await;
+        }
     }
 }
 

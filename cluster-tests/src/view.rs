@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use quorate_client::Client;
+use quorate_proto::v1;
 use quorate_types::NodeId;
 use quorate_workload::{Writer, WriterOptions};
 use tokio::time::{Instant, interval};
@@ -38,6 +39,13 @@ where
     }
 }
 
+/// A partition without a leader, or not all of whose replicas are in sync.
+pub(crate) fn out_of_sync(topic: &v1::TopicDescription) -> Option<String> {
+    let mut partitions = topic.partitions.iter();
+    let missing = partitions.find(|p| p.leader.is_none() || p.isr.len() != p.replicas.len());
+    missing.map(|partition| format!("{partition:?}"))
+}
+
 impl View {
     /// Waits until all three brokers take part.
     pub async fn all_active(&self) {
@@ -65,14 +73,7 @@ impl View {
                 .describe_topic(topic)
                 .await
                 .map_err(|e| e.to_string())?;
-            let missing = topic
-                .partitions
-                .iter()
-                .find(|p| p.leader.is_none() || p.isr.len() != p.replicas.len());
-            match missing {
-                None => Ok(()),
-                Some(partition) => Err(format!("{partition:?}")),
-            }
+            out_of_sync(&topic).map_or(Ok(()), Err)
         })
         .await;
     }

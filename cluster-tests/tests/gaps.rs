@@ -15,8 +15,12 @@ use quorate_workload::{check, read_all};
 use tokio::time::Instant;
 
 const TOPIC: &str = "gaps";
-/// Far above what is promised (1 s; 2 s with the controller): a busy machine is no failure.
-const BOUND: Duration = Duration::from_secs(5);
+/// What is promised where another node than the active controller's is killed, and where it is that
+/// one.
+const PROMISED: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(1)];
+/// So many times as long is let pass in a build for tests, which runs beside others: a busy machine is
+/// no failure.
+const BUSY: u32 = if cfg!(debug_assertions) { 10 } else { 1 };
 /// After so long without a gap a failover is over.
 const OVER: Duration = Duration::from_millis(1_500);
 
@@ -168,6 +172,7 @@ async fn the_gap_after_a_kill_is_short() {
     let history = writer.finish().await.unwrap();
     let stored = read_all(&cluster.client, TOPIC).await.unwrap();
     assert_eq!(check(&history, &stored), []);
-    let longest = figures.iter().flat_map(|figures| &figures.0).max().unwrap();
-    assert!(*longest <= BOUND, "{longest:?}");
+    for (longest, promised) in slowest.iter().map(|(gap, _)| gap).zip(PROMISED) {
+        assert!(*longest <= promised * BUSY, "{longest:?}");
+    }
 }

@@ -117,8 +117,25 @@ enum Suspicion {
         at: Duration,
         refused: u8,
         asked: bool,
+        /// So many more times that it is not refused.
+        left: u8,
     },
 }
+
+impl Suspicion {
+    fn begins(at: Duration) -> Self {
+        Self::Probing {
+            at,
+            refused: 0,
+            asked: false,
+            left: PROBES,
+        }
+    }
+}
+
+/// A process that is being ended breaks its connections before it closes its door: it is probed so
+/// often in all where no connection is refused.
+const PROBES: u8 = 10;
 
 #[derive(Debug, Clone)]
 struct Session {
@@ -184,12 +201,7 @@ impl Liveness {
         };
         liveness.take_image(image, now);
         for session in liveness.sessions.values_mut() {
-            let at = now + timing.first_contact;
-            session.suspicion = Suspicion::Probing {
-                at,
-                refused: 0,
-                asked: false,
-            };
+            session.suspicion = Suspicion::begins(now + timing.first_contact);
         }
         liveness
     }
@@ -315,11 +327,7 @@ impl Liveness {
             if session.connection == Some(connection) {
                 session.connection = None;
                 if reset {
-                    session.suspicion = Suspicion::Probing {
-                        at: now,
-                        refused: 0,
-                        asked: false,
-                    };
+                    session.suspicion = Suspicion::begins(now);
                 }
             }
         }
@@ -360,6 +368,7 @@ impl Liveness {
         let Suspicion::Probing {
             refused,
             asked: true,
+            left,
             ..
         } = session.suspicion
         else {
@@ -370,12 +379,19 @@ impl Liveness {
                 at: now + interval,
                 refused: 1,
                 asked: false,
+                left,
             },
             ProbeResult::Refused => {
                 let cause = "its process is gone: its address refuses connections";
                 self.fence(broker, cause.to_owned(), now, out);
                 return;
             }
+            ProbeResult::Silent if left > 1 => Suspicion::Probing {
+                at: now + interval,
+                refused: 0,
+                asked: false,
+                left: left - 1,
+            },
             // Slow is not gone: the session decides.
             ProbeResult::Silent | ProbeResult::Alive { .. } => Suspicion::None,
         };
@@ -457,6 +473,7 @@ impl Liveness {
                 at,
                 refused,
                 asked: false,
+                left,
             } = session.suspicion
                 && at <= now
             {
@@ -464,6 +481,7 @@ impl Liveness {
                     at,
                     refused,
                     asked: true,
+                    left,
                 };
                 out.push(Action::Probe(probe_of(broker)));
             }

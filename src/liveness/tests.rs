@@ -232,6 +232,40 @@ fn two_refused_probes_fence_and_a_silent_one_does_not() {
 }
 
 #[test]
+fn who_breaks_its_stream_before_it_closes_its_door_is_fenced_all_the_same() {
+    let mut controller = Controller::active();
+    controller
+        .liveness
+        .connection_ended(LINK, true, controller.now);
+    let results = [
+        ProbeResult::Silent,
+        ProbeResult::Refused,
+        ProbeResult::Silent,
+        ProbeResult::Refused,
+        ProbeResult::Refused,
+    ];
+    let mut ended = Vec::new();
+    for result in results {
+        assert_eq!(ended, []);
+        let actions = controller.pass(10);
+        let [Action::Probe(probe)] = &actions[..] else {
+            panic!("{actions:?}")
+        };
+        ended = controller.probed(probe, result);
+    }
+    assert!(is_fence(&ended[0]));
+
+    let mut slow = Controller::active();
+    slow.liveness.connection_ended(LINK, true, slow.now);
+    let mut probes = 0;
+    while let [Action::Probe(probe)] = &slow.pass(10)[..] {
+        probes += 1;
+        assert_eq!(slow.probed(probe, ProbeResult::Silent), []);
+    }
+    assert_eq!(probes, 10);
+}
+
+#[test]
 fn who_was_found_gone_before_this_controller_is_fenced_unless_it_is_back() {
     let next = |mut controller: Controller| {
         // Another node becomes the controller.

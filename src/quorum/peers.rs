@@ -26,6 +26,7 @@ const IDENTIFY: Duration = Duration::from_secs(1);
 /// Two refused connections this far apart mean that the process is gone. Soon enough for a
 /// container, whose address goes some 50 ms after its process: then nobody refuses any more.
 const BETWEEN_PROBES: Duration = Duration::from_millis(10);
+const PROBES: u32 = 10;
 const PROBE: Duration = Duration::from_millis(200);
 /// A call carries at most one append (about 1 MiB) or a piece of a snapshot.
 pub(crate) const MESSAGE_BYTES: usize = 16 << 20;
@@ -151,17 +152,34 @@ pub(crate) async fn within<T>(
 }
 
 /// Whether the process at `address` is gone: two connections are refused. Silence proves nothing.
+/// One that is being ended may break its connections before it closes its door: it is asked a few
+/// times.
 pub(crate) async fn is_gone(address: &str) -> bool {
-    if !refuses(address).await {
-        return false;
+    let mut refused = 0;
+    for _ in 0..PROBES {
+        match connects(address).await {
+            Connects::Refused if refused == 1 => return true,
+            Connects::Refused => refused += 1,
+            Connects::Accepted => refused = 0,
+            Connects::Silent => return false,
+        }
+        tokio::time::sleep(BETWEEN_PROBES).await;
     }
-    tokio::time::sleep(BETWEEN_PROBES).await;
-    refuses(address).await
+    false
 }
 
-async fn refuses(address: &str) -> bool {
-    let connect = tokio::time::timeout(PROBE, TcpStream::connect(address)).await;
-    matches!(connect, Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused)
+enum Connects {
+    Refused,
+    Accepted,
+    Silent,
+}
+
+async fn connects(address: &str) -> Connects {
+    match tokio::time::timeout(PROBE, TcpStream::connect(address)).await {
+        Ok(Ok(_)) => Connects::Accepted,
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Connects::Refused,
+        Ok(Err(_)) | Err(_) => Connects::Silent,
+    }
 }
 
 pub(crate) fn to_proto(id: RaftId) -> proto::RaftId {

@@ -140,12 +140,6 @@ impl PowerCluster {
     /// Every machine boots, and its node starts with what is left on its disk.
     pub fn power_on(&mut self, random: &mut StdRng) {
         self.machine.boot(random);
-        self.start_unaware();
-    }
-
-    /// The nodes start with what is left on their disks, and the kernel says that it is the boot of
-    /// before, so that nobody suspects a loss (R9).
-    pub fn start_unaware(&mut self) {
         for disk in self.disks.values_mut() {
             disk.power_on().expect("the disk can be mounted again");
         }
