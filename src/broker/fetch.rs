@@ -65,8 +65,20 @@ fn tell_losses(
         let told = (call.offset > state.log_end).then(|| losses.beyond_end(call.offset));
         return told.flatten().map_or(Ok(state.high_watermark), Err);
     };
-    let parts_at = diverging.map(|(_, end)| end);
+    // Where every epoch of the log is newer than the reader's, nothing that it has read is here.
+    let nothing_shared = || {
+        let last = call.last_fetched_epoch?;
+        let epochs = hosted.epochs.read();
+        let newer = epochs.end_offset_for(last, state.log_end).is_none();
+        (newer && call.offset > state.log_start).then_some(state.log_start)
+    };
+    let parts_at = diverging.map(|(_, end)| end).or_else(nothing_shared);
     let end = losses.tell(known, call.offset, parts_at)?;
+    if call.offset > state.log_end
+        && let Some(lost) = losses.beyond_end(call.offset)
+    {
+        return Err(lost);
+    }
     Ok(end.map_or(state.high_watermark, |end| end.min(state.high_watermark)))
 }
 

@@ -42,12 +42,13 @@ impl Plane {
     /// whose directories are gone, each with what was found.
     pub(crate) fn open_found(&mut self) -> Result<Vec<DamagedReplica>, LogError> {
         let mut damaged: Vec<DamagedReplica> = Vec::new();
-        let mut note = |partition, had, found: &str| {
+        let mut note = |partition, had, gone, found: &str| {
             let told = damaged.len() < FOUND_MAX;
             let found = if told { found } else { "" }.to_owned();
             damaged.push(DamagedReplica {
                 partition,
                 had,
+                gone,
                 found,
             });
         };
@@ -70,7 +71,7 @@ impl Plane {
                     let partition = id.partition;
                     error!(topic = %name, %partition, error = %failure, "replica cannot be read");
                     let why = failure.to_string();
-                    note(id, None, &why);
+                    note(id, None, false, &why);
                     // A further try would read all of it again, on the plane's thread.
                     self.unmade.failed(id, self.clock.now(), false, why);
                     self.unmade.told(&id);
@@ -80,7 +81,7 @@ impl Plane {
             };
             if let Some(why) = &report.damaged {
                 error!(topic = %name, partition = %id.partition, why, "replica is damaged");
-                note(id, report.had, why);
+                note(id, report.had, false, why);
             }
             self.host(id, log);
         }
@@ -88,7 +89,7 @@ impl Plane {
         self.directory.logs_opened()?;
         for id in lost {
             error!(partition = %id, "replica is damaged: its directory is gone");
-            note(id, None, "its directory is gone");
+            note(id, None, true, "its directory is gone");
         }
         self.damaged.extend(damaged.iter().map(|of| of.partition));
         Ok(damaged)
@@ -157,10 +158,18 @@ impl Plane {
     fn create_missing(&mut self, concerned: &[TopicPartition]) {
         let mut made = Vec::new();
         for id in concerned {
-            if self.slots.contains_key(id) || self.unmade.waits(id, self.clock.now()) {
+            if self.slots.contains_key(id) {
                 continue;
             }
             let view = PartitionView::of(&self.image, id, self.me, self.my_epoch);
+            if self.unmade.waits(id, self.clock.now()) {
+                let registration = view.as_ref().map(|view| &view.registration);
+                let leads = registration.filter(|of| of.leader == Some(self.me));
+                if leads.is_some_and(|of| self.unmade.leads_in_vain(id, of.leader_epoch)) {
+                    self.tell_unmade(*id);
+                }
+                continue;
+            }
             if let Some(view) =
                 view.filter(|view| view.serving && view.registration.has_replica(self.me))
                 && let Some(log) = self.create(id, &view)
@@ -206,7 +215,9 @@ impl Plane {
             return;
         };
         let isr = &view.registration.isr;
-        if isr.iter().all(|member| *member == self.me) {
+        // Named leader for good, it could only keep the partition from whoever else may lead.
+        let in_vain = view.registration.leader == Some(self.me) && self.unmade.is_given_up(&id);
+        if !in_vain && isr.iter().all(|member| *member == self.me) {
             return;
         }
         let command = Command::ReportReplicaDamaged {

@@ -31,8 +31,11 @@ impl Losses<'_> {
         };
         let unknown = self.on_record.iter().filter(|loss| loss.epoch > known);
         let end = unknown.clone().filter_map(|loss| loss.to).max();
-        if let Some(from) = parts_at {
-            // What the reader has read was there, whoever has come back since to tell of it.
+        if let Some(parts_at) = parts_at {
+            // What the reader has read was there, whoever has come back since to tell of it. Part of
+            // what it has not read yet may have been given anew, too.
+            let told = unknown.map(|loss| loss.from).min();
+            let from = parts_at.min(offset).min(told.unwrap_or(parts_at));
             let to = end.unwrap_or_default().max(offset).max(from.plus(1));
             return Err(FetchError::DataLoss { epoch, from, to });
         }
@@ -112,6 +115,9 @@ mod tests {
             "nobody told yet"
         );
         assert_eq!(told(&[loss(7, 100, None)], 6, 100, None), Ok(None));
+        // It was in the middle of what the new history has other records for.
+        assert_eq!(told(&[loss(7, 40, None)], 6, 45, Some(50)), Err((40, 45)));
+        assert_eq!(told(&[], 6, 45, Some(50)), Err((45, 46)));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use quorate_replication::{ProposalId, ProposalResult};
-use quorate_types::TopicPartition;
+use quorate_types::{LeaderEpoch, TopicPartition};
 
 const BACKOFF: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
@@ -19,6 +19,8 @@ struct Wait {
     /// What the last try met.
     why: String,
     told: Told,
+    /// The last leader epoch at which it was named leader in vain.
+    in_vain: Option<LeaderEpoch>,
 }
 
 impl Wait {
@@ -50,6 +52,7 @@ impl Unmade {
             again,
             why: String::new(),
             told: Told::No,
+            in_vain: None,
         });
         wait.again = again;
         wait.why = why;
@@ -72,6 +75,24 @@ impl Unmade {
     pub(crate) fn waits(&self, id: &TopicPartition, now: Duration) -> bool {
         let wait = self.waits.get(id);
         wait.is_some_and(|wait| !wait.again || wait.again_at > now)
+    }
+
+    /// Whether only a restart helps.
+    pub(crate) fn is_given_up(&self, id: &TopicPartition) -> bool {
+        self.waits.get(id).is_some_and(|wait| !wait.again)
+    }
+
+    /// It is named leader at that epoch: where only a restart helps, the quorum must hear of it again,
+    /// once an epoch.
+    pub(crate) fn leads_in_vain(&mut self, id: &TopicPartition, epoch: LeaderEpoch) -> bool {
+        let wait = self.waits.get_mut(id).filter(|wait| !wait.again);
+        wait.is_some_and(|wait| {
+            let new = wait.in_vain < Some(epoch);
+            if new {
+                (wait.in_vain, wait.told) = (Some(epoch), Told::No);
+            }
+            new
+        })
     }
 
     /// Those that are due: to be tried again, or told of.
@@ -187,5 +208,21 @@ mod tests {
         unmade.proposed(&ID, second, &ProposalResult::Applied);
         unmade.failed(ID, seconds(1), true, "why".into());
         assert!(!unmade.untold(&ID));
+    }
+
+    #[test]
+    fn a_leader_that_only_a_restart_helps_is_told_of_once_an_epoch() {
+        let mut unmade = Unmade::default();
+        unmade.failed(ID, seconds(0), true, String::new());
+        let epoch = LeaderEpoch::new(3);
+        assert!(!unmade.leads_in_vain(&ID, epoch), "it is tried again");
+        unmade.failed(ID, seconds(0), false, String::new());
+        unmade.told(&ID);
+        assert!(!unmade.untold(&ID));
+        assert!(unmade.leads_in_vain(&ID, epoch));
+        assert!(unmade.untold(&ID));
+        unmade.told(&ID);
+        assert!(!unmade.leads_in_vain(&ID, epoch));
+        assert!(unmade.leads_in_vain(&ID, epoch.next()));
     }
 }

@@ -415,7 +415,7 @@ impl Liveness {
         let Some(session) = self.sessions.get_mut(&broker.node) else {
             return;
         };
-        if session.proposing || broker.state == BrokerState::Fenced {
+        if session.proposing || broker.is_gone() {
             return;
         }
         session.suspicion = Suspicion::None;
@@ -452,11 +452,7 @@ impl Liveness {
             }
         }
         self.ticked = now;
-        for broker in image
-            .brokers()
-            .values()
-            .filter(|b| b.state != BrokerState::Fenced)
-        {
+        for broker in image.brokers().values().filter(|broker| !broker.is_gone()) {
             let Some(session) = self.sessions.get_mut(&broker.node) else {
                 continue;
             };

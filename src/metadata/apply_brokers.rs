@@ -53,6 +53,7 @@ impl Change<'_> {
             boot: register.boot,
             epoch,
             state: BrokerState::Fenced,
+            starting: true,
             client: register.client.clone(),
             internal: register.internal.clone(),
             rack: register.rack.clone(),
@@ -86,9 +87,11 @@ impl Change<'_> {
                 let had = damaged.and_then(|of| of.had);
                 new.damaged_end = new.damaged_end.max(had);
             }
-            if other_directory {
+            if other_directory || damaged.is_some_and(|of| of.gone) {
                 // It has nothing left to lead with.
                 new.last_known_leader = new.last_known_leader.filter(|last| *last != node);
+            }
+            if other_directory {
                 for replica in new
                     .replicas
                     .iter_mut()
@@ -97,7 +100,13 @@ impl Change<'_> {
                     replica.directory = register.directory;
                 }
             }
-            self.elect_where_offline(id, &mut new, Some(node), Unclean::AsSet);
+            // With its own directory it is on its way back.
+            let unclean = if other_directory {
+                Unclean::AsSet
+            } else {
+                Unclean::Never
+            };
+            self.elect_where_offline(id, &mut new, Some(node), unclean);
             let found = damaged.map(|of| of.found.as_str());
             if let Some(found) = found {
                 let damaged = EventKind::ReplicaDamaged {
@@ -151,7 +160,10 @@ impl Change<'_> {
     pub(crate) fn fence(&mut self, node: NodeId, epoch: BrokerEpoch, cause: &str) -> Outcome {
         match self.current(node, epoch) {
             Err(refused) => return refused,
-            Ok(BrokerState::Fenced) => return Outcome::Done,
+            // One that is starting was expected: now it is not any more.
+            Ok(BrokerState::Fenced) if self.image.broker(node).is_some_and(Broker::is_gone) => {
+                return Outcome::Done;
+            }
             Ok(_) => {}
         }
         self.set_state(node, BrokerState::Fenced);
@@ -225,6 +237,7 @@ impl Change<'_> {
     fn set_state(&mut self, node: NodeId, state: BrokerState) {
         if let Some(broker) = self.image.brokers.get_mut(&node) {
             broker.state = state;
+            broker.starting = false;
         }
     }
 }

@@ -128,6 +128,8 @@ impl Change<'_> {
             new.elr.retain(|member| *member != node);
             self.store(id, new, cause);
         } else if new != *old {
+            // Perhaps nobody is left any more that is sure to hold all that was acknowledged.
+            self.elect_where_offline(id, &mut new, Some(node), Unclean::AsSet);
             self.store(id, new, cause);
         }
         Outcome::Done

@@ -52,6 +52,9 @@ pub struct DamagedReplica {
     pub partition: TopicPartition,
     /// Where its log is known to have ended; none where nothing tells.
     pub had: Option<Offset>,
+    /// Its directory is gone: nothing of the log is left.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gone: bool,
     /// What was found, in words; empty where that is not told. Shown, never decided by.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub found: String,

@@ -6,7 +6,7 @@ use quorate_types::{NodeId, TopicName, TopicPartition};
 use crate::apply::Change;
 use crate::cause::Cause;
 use crate::event::EventKind;
-use crate::image::Registration;
+use crate::image::{Broker, Registration};
 
 /// Whether a replica that is not sure to hold what was acknowledged may lead, where the topic allows
 /// that and nobody better is there.
@@ -123,7 +123,14 @@ impl Change<'_> {
         let may_lead = |node| Some(node) != leaving && self.image.is_active(node);
         let settings = self.settings(id);
         let minimum = registration.effective_min_isr(settings);
-        let unclean = unclean == Unclean::AsSet && settings.unclean_leader_election;
+        // Whoever is sure to have all that was acknowledged is waited for while it may come, or is
+        // still about to go.
+        let gone = |node: &NodeId| {
+            Some(*node) == leaving || self.image.broker(*node).is_none_or(Broker::is_gone)
+        };
+        let mut sure = registration.isr.iter().chain(&registration.elr);
+        let unclean =
+            unclean == Unclean::AsSet && settings.unclean_leader_election && sure.all(gone);
         elect(registration, minimum, unclean, may_lead);
     }
 

@@ -104,6 +104,7 @@ fn the_last_leader_leads_uncleanly_where_all_that_were_sure_are_lost() {
         again.damaged = vec![DamagedReplica {
             partition: P0,
             had: None,
+            gone: false,
             found: String::new(),
         }];
         again
@@ -112,6 +113,7 @@ fn the_last_leader_leads_uncleanly_where_all_that_were_sure_are_lost() {
     again.damaged = vec![DamagedReplica {
         partition: P0,
         had: Some(Offset::new(70)),
+        gone: false,
         found: String::new(),
     }];
     cluster.run(Command::RegisterBroker(again));
@@ -286,4 +288,112 @@ fn a_resigning_leader_gives_way_to_the_elr_but_never_uncleanly() {
     let refused = resign(&mut cluster, 2);
     assert_eq!(code(refused), Some(ErrorCode::NotEnoughReplicas));
     assert_eq!(cluster.p0().leader, Some(node(2)));
+}
+
+/// One in-sync replica on broker 1, the others active, and any of them may lead.
+fn one_in_sync_and_two_active() -> Cluster {
+    let mut cluster = Cluster::of_three();
+    let set = [
+        ("unclean.leader.election.enable", "true"),
+        ("min.insync.replicas", "1"),
+    ];
+    cluster.run(settings(&set, &[]));
+    cluster.alter(&[1]);
+    assert_eq!(cluster.isr_and_elr(), (nodes(&[1]), vec![]));
+    cluster
+}
+
+#[test]
+fn a_member_that_has_just_started_again_is_waited_for() {
+    let mut cluster = one_in_sync_and_two_active();
+    cluster.run(Command::RegisterBroker(register(1, 2, 1, 1)));
+    assert_eq!(cluster.p0().leader, None);
+    for id in [2, 3] {
+        cluster.fence(id);
+        cluster.unfence(id);
+    }
+    cluster.run(settings(&[("segment.ms", "5000")], &[]));
+    assert_eq!(cluster.p0().leader, None, "it is on its way");
+    cluster.unfence(1);
+    let now = cluster.p0();
+    assert_eq!((now.leader, now.unclean_epoch), (Some(node(1)), None));
+}
+
+#[test]
+fn a_member_that_dies_while_it_starts_is_not_waited_for() {
+    let mut cluster = one_in_sync_and_two_active();
+    cluster.run(Command::RegisterBroker(register(1, 2, 1, 1)));
+    cluster.fence(1);
+    let now = cluster.p0();
+    assert_eq!(now.leader, Some(node(2)));
+    assert_eq!(now.unclean_epoch, Some(now.leader_epoch));
+    assert!(cluster.image.broker(node(1)).unwrap().is_gone());
+}
+
+#[test]
+fn a_member_that_is_still_shutting_down_is_waited_for() {
+    let mut cluster = one_in_sync_and_two_active();
+    let epoch = cluster.epoch(1);
+    cluster.run(Command::BeginControlledShutdown {
+        node: node(1),
+        epoch,
+    });
+    cluster.fence(3);
+    cluster.unfence(3);
+    cluster.run(settings(&[("segment.ms", "5000")], &[]));
+    assert_eq!(cluster.p0().leader, None);
+    cluster.fence(1);
+    assert_eq!(cluster.p0().leader, Some(node(2)), "it is gone");
+}
+
+#[test]
+fn a_last_leader_whose_log_is_gone_has_nothing_to_lead_with() {
+    let leader_after = |gone: bool| {
+        let mut cluster = Cluster::of_three();
+        for id in [2, 3] {
+            cluster.fence(id);
+        }
+        cluster.run(settings(&[("min.insync.replicas", "1")], &[]));
+        let mut again = register(1, 2, 1, 1);
+        again.damaged = vec![DamagedReplica {
+            partition: P0,
+            had: None,
+            gone,
+            found: String::new(),
+        }];
+        cluster.run(Command::RegisterBroker(again));
+        cluster.unfence(1);
+        cluster.p0().leader
+    };
+    assert_eq!(leader_after(false), Some(node(1)), "with what it has");
+    assert_eq!(leader_after(true), None);
+}
+
+#[test]
+fn where_nobody_sure_is_left_the_last_leader_leads_at_once() {
+    let mut cluster = Cluster::of_three();
+    cluster.fence(3);
+    cluster.alter(&[1]);
+    // The leader comes back damaged while the one of the ELR is fenced, and that is damaged, too.
+    cluster.fence(2);
+    let mut again = register(1, 2, 1, 1);
+    again.damaged = vec![DamagedReplica {
+        partition: P0,
+        had: None,
+        gone: false,
+        found: String::new(),
+    }];
+    cluster.run(Command::RegisterBroker(again));
+    cluster.unfence(1);
+    assert_eq!(cluster.isr_and_elr(), (vec![], nodes(&[2])));
+    let broker_epoch = cluster.epoch(2);
+    cluster.run(Command::ReportReplicaDamaged {
+        partition: P0,
+        node: node(2),
+        broker_epoch,
+        found: String::new(),
+    });
+    let now = cluster.p0();
+    assert_eq!(now.leader, Some(node(1)));
+    assert_eq!(now.unclean_epoch, Some(now.leader_epoch));
 }

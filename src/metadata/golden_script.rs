@@ -266,6 +266,7 @@ fn comings_and_goings(life: &mut Life) {
     let damaged = DamagedReplica {
         partition: P0,
         had: Some(Offset::new(40)),
+        gone: false,
         found: "a batch is torn".to_owned(),
     };
     life.start(RegisterBroker {

@@ -103,6 +103,7 @@ fn damage_is_told_with_what_was_found() {
     let damaged = |found: &str| DamagedReplica {
         partition: P0,
         had: None,
+        gone: false,
         found: found.to_owned(),
     };
     again.damaged = vec![damaged("it ended before its checkpoint")];

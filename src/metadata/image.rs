@@ -44,6 +44,9 @@ pub struct Broker {
     pub epoch: BrokerEpoch,
     /// What it may do.
     pub state: BrokerState,
+    /// This life of it is registered and was neither unfenced nor given up yet: it may come.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub starting: bool,
     /// Where clients reach it.
     pub client: Endpoint,
     /// Where nodes reach it.
@@ -56,6 +59,13 @@ pub struct Broker {
     /// Highest feature level that it speaks.
     #[serde(default = "first_level", skip_serializing_if = "is_first_level")]
     pub max_level: u32,
+}
+
+impl Broker {
+    /// Nobody expects anything of it: it was fenced, and has not come back.
+    pub fn is_gone(&self) -> bool {
+        self.state == BrokerState::Fenced && !self.starting
+    }
 }
 
 /// A topic.

@@ -298,6 +298,7 @@ fn what_a_restart_may_have_lost_leaves_the_isr() {
         isr_after(|again| again.damaged = vec![DamagedReplica {
             partition: P0,
             had: None,
+            gone: false,
             found: String::new(),
         }]),
         []
@@ -594,7 +595,11 @@ fn check(old: &MetadataImage, new: &MetadataImage) {
             if elected && now.unclean_epoch == Some(now.leader_epoch) {
                 assert_eq!(now.isr, [now.leader.unwrap()]);
                 let mut sure = before.isr.iter().chain(&before.elr);
-                let lives = |node: &&NodeId| new.is_active(**node) && old.is_active(**node);
+                let lives = |node: &&NodeId| {
+                    let broker = |image: &MetadataImage| image.broker(**node).cloned();
+                    broker(new).is_some_and(|broker| broker.state != BrokerState::Fenced)
+                        && broker(old).is_some_and(|broker| broker.state != BrokerState::Fenced)
+                };
                 assert!(
                     sure.all(|node| !lives(&node) || now.leader == Some(*node)),
                     "R7"

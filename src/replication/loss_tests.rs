@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use quorate_log::FlushDone;
 use quorate_metadata::{AlterTopic, Command, DataLoss};
 use quorate_types::{Acks, LeaderEpoch, Offset};
 
@@ -27,6 +28,22 @@ impl Cluster {
         let losses = &self.image.partition(&ID).unwrap().losses;
         let of = |loss: &DataLoss| (loss.epoch.get(), loss.from.get(), loss.to.map(Offset::get));
         losses.iter().map(of).collect()
+    }
+
+    fn elr(&self) -> Vec<u32> {
+        let elr = &self.image.partition(&ID).unwrap().elr;
+        elr.iter().map(|node| node.get()).collect()
+    }
+
+    /// A flush of that node ends, and the disk has not taken it.
+    fn fail_flush(&mut self, id: u32) {
+        let done = FlushDone {
+            end: self.replica(id).log().log_end(),
+            generation: self.replica(id).log().generation(),
+            error: Some(std::io::Error::other("no space")),
+        };
+        self.step(node(id), Event::Flushed(done));
+        self.run();
     }
 
     fn unclean_epoch(&self) -> Option<LeaderEpoch> {
@@ -125,4 +142,46 @@ fn followers_begin_where_their_leader_begins_and_one_that_is_behind_begins_anew(
         cluster.replica(3).status(),
         Status::Follower { .. }
     ));
+}
+
+#[test]
+fn a_log_that_was_cut_of_what_counted_stays_out_of_the_elr_too() {
+    let mut cluster = Cluster::new();
+    cluster.apply(Command::AlterTopic(AlterTopic {
+        topic_id: ID.topic_id,
+        set: [("durability".to_owned(), "page-cache".to_owned())].into(),
+        unset: Vec::new(),
+    }));
+    cluster.run();
+    cluster.kill(3);
+    cluster.fence(3);
+    cluster.nodes.get_mut(&node(2)).unwrap().flushes = false;
+    let request = cluster.produce(1, 7, Acks::All, None);
+    assert_eq!(
+        cluster.offset(request),
+        0,
+        "acknowledged from the page cache"
+    );
+    cluster.refuse_proposals = true;
+    cluster.fail_flush(2);
+    assert_eq!(cluster.replica(2).log().log_end(), Offset::ZERO);
+    assert_eq!(cluster.replica(2).status(), Status::Idle);
+    // Fenced before its report is taken: out of the ISR, and in the ELR.
+    cluster.fence(2);
+    assert_eq!(cluster.elr(), [2]);
+    let epoch = cluster.image.broker(node(2)).unwrap().epoch;
+    cluster.apply(Command::UnfenceBroker {
+        node: node(2),
+        epoch,
+    });
+    cluster.run();
+    assert_eq!(
+        cluster.replica(2).status(),
+        Status::Idle,
+        "it may be elected, and has lost it"
+    );
+    cluster.refuse_proposals = false;
+    cluster.pass(Duration::from_secs(1));
+    assert_eq!(cluster.elr(), [0_u32; 0]);
+    assert_eq!(cluster.values(2), ["7"], "from its leader");
 }

@@ -53,6 +53,8 @@ pub struct Replica<D: Dir, F: Faults = NoFaults> {
     /// The log was marked as damaged before it was cut: the mark stays until the cluster has taken
     /// this replica out of the ISR.
     pub(crate) marked: bool,
+    /// When it last resigned.
+    pub(crate) resigned_at: Option<Duration>,
     /// By which image the quorum was last told where an unclean epoch begins.
     pub(crate) told_loss_at: Option<RaftIndex>,
     /// Why the only in-sync replica cannot be read somewhere, as it was told last.
@@ -83,6 +85,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             flushing_since: None,
             checkpointed_at: Duration::ZERO,
             marked: false,
+            resigned_at: None,
             told_loss_at: None,
             unreadable: None,
             me,
@@ -206,10 +209,11 @@ impl<D: Dir, F: Faults> Replica<D, F> {
         let serving = view.serving || F::RESUME_OLD_EPOCH;
         match &mut self.role {
             Role::Damaged => return,
-            // Back only where the cluster has taken note: out of the ISR, or told and at another
+            // Back only where the cluster has taken note: out of ISR and ELR, or told and at another
             // epoch with nothing lost.
             Role::Failed(failed)
-                if view.registration.isr.contains(&self.me)
+                if (view.registration.isr.contains(&self.me)
+                    || view.registration.elr.contains(&self.me))
                     && (epoch <= *failed || self.notice.is_some() || self.marked) =>
             {
                 return;
@@ -264,7 +268,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
     fn discard_set_aside(&mut self) {
         let view = self.view.as_ref().filter(|_| self.log.has_set_aside());
         let repaired = view.is_some_and(|view| {
-            view.registration.isr.contains(&self.me) && view.registration.losses.is_empty()
+            view.registration.isr.contains(&self.me) && view.registration.unclean_epoch.is_none()
         });
         if repaired && let Err(error) = self.log.discard_set_aside() {
             warn!(partition = %self.log.name(), %error, "what recovery has set aside stays");

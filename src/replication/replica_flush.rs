@@ -44,7 +44,13 @@ impl<D: Dir, F: Faults> Replica<D, F> {
         let hangs = self
             .flushing_since
             .is_some_and(|since| now.saturating_sub(since) > self.timing.replica_lag_time_max);
-        if let (true, None, Role::Leader(leader)) = (hangs, &self.notice, &self.role) {
+        // Nobody may be there to take it: then it is tried again after as long.
+        let lately = self
+            .resigned_at
+            .is_some_and(|at| now.saturating_sub(at) < self.timing.replica_lag_time_max);
+        if let (true, false, None, Role::Leader(leader)) = (hangs, lately, &self.notice, &self.role)
+        {
+            self.resigned_at = Some(now);
             warn!(
                 partition = %self.log.name(),
                 "the disk takes too long: leadership resigned"

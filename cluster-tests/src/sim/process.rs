@@ -219,6 +219,7 @@ impl<F: Faults> World<F> {
             vec![DamagedReplica {
                 partition: PARTITION,
                 had: None,
+                gone: false,
                 found: String::new(),
             }]
         } else {
