@@ -228,6 +228,11 @@ impl World {
             answered: false,
         };
         self.clients.requests.insert(id, request);
+        note!(
+            self,
+            Some(to),
+            "client {client} sends batch {mark} to node {node}"
+        );
         let wait = self.stream_delay();
         self.at(wait, Scheduled::RequestArrives { id });
         self.at(REQUEST_TIMEOUT, Scheduled::RequestTimeout { id });
@@ -281,6 +286,15 @@ impl World {
             return self.violate(Some(to), format!("request {} is answered again", id.0));
         }
         let request = *request;
+        if let Err(error) = &result {
+            note!(
+                self,
+                Some(to),
+                "node {node} refuses {}/{}: {error}",
+                request.client,
+                request.mark
+            );
+        }
         if let Ok(produced) = &result
             && let Some(base) = produced.base_offset
         {
@@ -325,7 +339,9 @@ impl World {
         }
         if self.settling || !self.rng.random_bool(0.03) {
             let wait = self.delay();
-            let ok = result.is_ok();
+            // A repeat of what is long in the log: clients take that for success.
+            let repeat = matches!(result, Err(ProduceError::DuplicateSequence { .. }));
+            let ok = repeat || result.is_ok();
             self.at(wait, Scheduled::Answer { id, ok });
         }
     }

@@ -83,12 +83,12 @@ impl Watched {
             _ => seen.log_end,
         };
         let mut from = started;
-        for (_, acked) in std::mem::take(&mut self.doubtful) {
+        for (election, acked) in std::mem::take(&mut self.doubtful) {
             if seen.holds(&acked) {
                 self.acked.push(acked);
             } else {
                 from = from.min(acked.base);
-                self.doubtful.push((unclean.epoch, acked));
+                self.doubtful.push((election, acked));
             }
         }
         self.acked.sort_by_key(|acked| acked.base);
