@@ -3,6 +3,8 @@
 
 use std::io;
 
+use quorate_types::Faults;
+
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenMode {
@@ -30,6 +32,10 @@ pub struct Entry {
 pub trait Dir: Send + Sync + 'static {
     /// An open file of this tree.
     type File: DirFile;
+
+    /// Rules that the logs in this tree break on purpose; none but where the simulator proves that
+    /// its checkers can fail.
+    type Faults: Faults;
 
     /// Opens a file.
     ///

@@ -13,6 +13,7 @@ mod error;
 mod finding;
 mod flush;
 mod identity;
+mod ledger;
 mod metrics;
 mod offline;
 #[cfg(test)]
@@ -38,11 +39,12 @@ mod verify_segment;
 mod view;
 mod walk;
 
-pub use data_directory::{DataDirectory, FoundPartition};
+pub use data_directory::DataDirectory;
 pub use dir::{Dir, DirFile, Entry, OpenMode};
 pub use error::{LogError, ReadError};
 pub use finding::{Finding, Findings, Severity};
 pub use flush::{FlushDone, FlushTicket, Flusher};
+pub use ledger::{FoundPartition, Ledger};
 pub use metrics::describe as describe_metrics;
 pub use offline::{Offline, OfflinePartition, OfflineTarget};
 pub use open::{RecoveryContext, RecoveryReport};

@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 use quorate_types::{TopicName, TopicPartition};
 
-use crate::data_directory::{DELETED, LOCK, LOGS, parse_name};
+use crate::data_directory::LOCK;
 use crate::dir::Dir;
 use crate::error::{LogError, at};
 use crate::identity::META;
+use crate::ledger::{DELETED, LOGS, parse_name};
 use crate::os_dir::OsDir;
 use crate::segment::base_of;
 

@@ -274,7 +274,7 @@ impl<D: Dir> Opening<'_, D> {
                 ended = true;
                 self.mark_if_corrupt()?;
                 if self.may_have_counted(end) {
-                    self.set_aside(base, 0, size)?;
+                    self.rename_aside(base)?;
                 }
                 self.remove(base)?;
                 continue;
@@ -372,15 +372,20 @@ impl<D: Dir> Opening<'_, D> {
         self.same_boot || end < self.expected
     }
 
-    /// Keeps what is about to be cut from a segment, for people to look into: where no other replica
+    /// Keeps a segment that is no part of the log.
+    fn rename_aside(&self, base: Offset) -> Result<(), LogError> {
+        let path = format!("{}/{}", self.path, file_name(base, "log"));
+        let aside = format!("{path}.{SET_ASIDE}");
+        remove_if_there(&**self.dir, &aside)?;
+        self.dir.rename(&path, &aside).map_err(at(&path))
+    }
+
+    /// Keeps what is about to be cut from a segment that goes on, all of it where its first batch is
+    /// damaged: as a copy, since the file is open, for people to look into: where no other replica
     /// has it, it is all that is left.
     fn set_aside(&self, base: Offset, from: u64, to: u64) -> Result<(), LogError> {
         let path = format!("{}/{}", self.path, file_name(base, "log"));
         let aside = format!("{path}.{SET_ASIDE}");
-        if from == 0 {
-            remove_if_there(&**self.dir, &aside)?;
-            return self.dir.rename(&path, &aside).map_err(at(&path));
-        }
         remove_if_there(&**self.dir, &aside)?;
         let source = self.dir.open(&path, OpenMode::Read).map_err(at(&path))?;
         let kept = self

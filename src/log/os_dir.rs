@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use quorate_types::NoFaults;
+
 use crate::dir::{Dir, DirFile, Entry, OpenMode};
 
 /// A directory tree of the operating system.
@@ -42,6 +44,7 @@ fn named(path: &Path) -> impl FnOnce(io::Error) -> io::Error + '_ {
 }
 
 impl Dir for OsDir {
+    type Faults = NoFaults;
     type File = OsFile;
 
     fn open(&self, path: &str, mode: OpenMode) -> io::Result<OsFile> {
@@ -188,6 +191,7 @@ impl<D> SlowDir<D> {
 }
 
 impl<D: Dir> Dir for SlowDir<D> {
+    type Faults = D::Faults;
     type File = SlowFile<D::File>;
 
     fn open(&self, path: &str, mode: OpenMode) -> io::Result<Self::File> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use quorate_record::{Batch, LeaderEpochCache, ProducerStates};
-use quorate_types::{LeaderEpoch, Offset, Timestamp};
+use quorate_types::{Faults, LeaderEpoch, Offset, Timestamp};
 
 use crate::checkpoint::{POSITIONS_LEN, Positions, encode_epochs, frame};
 use crate::dir::{Dir, DirFile, OpenMode, replace_file};
@@ -392,7 +392,7 @@ impl<D: Dir> PartitionLog<D> {
         }
         let end = synced.unwrap_or_default();
         self.flushed_end = self.flushed_end.max(end);
-        if done.generation == self.generation {
+        if done.generation == self.generation || D::Faults::STALE_FLUSH {
             self.flushed_end = self.flushed_end.max(done.end);
         }
         Ok(())

@@ -10,11 +10,14 @@ use crate::checkpoint::Positions;
 use crate::dir::{Dir, OpenMode};
 use crate::error::{LogError, at};
 use crate::partition_log::PartitionLog;
+use crate::reader::find;
 use crate::segment::{Index, Segment, file_name};
 
 impl<D: Dir> PartitionLog<D> {
-    /// Raises the log's start to `offset`, but not above the high watermark or what is on the disk;
-    /// durable when it returns. Segments that lie wholly below are removed.
+    /// Raises the log's start to `offset`, or to the beginning of the batch that holds it: a follower
+    /// that begins anew there (R15) must be able to append what it is sent. Not above the high
+    /// watermark or what is on the disk; durable when it returns. Segments that lie wholly below are
+    /// removed.
     ///
     /// # Errors
     /// Of the disk; the log then takes nothing more.
@@ -24,8 +27,26 @@ impl<D: Dir> PartitionLog<D> {
         if start <= self.log_start {
             return Ok(());
         }
+        let start = self.base_of_batch_at(start)?;
+        if start <= self.log_start {
+            return Ok(());
+        }
         let deleted = self.begin_at(start);
         deleted.map_err(|error| self.fail(error))
+    }
+
+    /// The first offset of the batch that holds `offset`; the same where there is none.
+    fn base_of_batch_at(&self, offset: Offset) -> Result<Offset, LogError> {
+        let segments = self.shared.segments.read().clone();
+        let holder = segments.partition_point(|segment| segment.base <= offset);
+        let Some(segment) = holder.checked_sub(1).and_then(|at| segments.get(at)) else {
+            return Ok(offset);
+        };
+        let from = segment.index.read().position_of(offset);
+        let found = find(segment, from, segment.size(), |header| {
+            header.end_offset() > offset
+        })?;
+        Ok(found.map_or(offset, |(_, header)| header.base_offset))
     }
 
     fn begin_at(&mut self, start: Offset) -> Result<(), LogError> {

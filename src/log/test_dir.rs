@@ -32,6 +32,7 @@ impl TestDir {
 }
 
 impl Dir for TestDir {
+    type Faults = quorate_types::NoFaults;
     type File = OsFile;
 
     fn open(&self, path: &str, mode: OpenMode) -> io::Result<OsFile> {

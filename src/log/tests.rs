@@ -773,3 +773,40 @@ fn a_damaged_count_or_list_keeps_the_directory_closed_and_is_named() {
         assert!(start().unwrap().hosted().is_empty());
     }
 }
+
+#[test]
+fn a_log_whose_first_batch_is_damaged_goes_on_in_its_own_file() {
+    let root = TempDir::new().unwrap();
+    let (mut log, _) = open(&root, AFTER_KILL);
+    append(&mut log, 1, 2, 1);
+    flush(&mut log);
+    drop(log);
+    flip(&root, 70, 1);
+    let (mut log, report) = open(&root, AFTER_KILL);
+    assert!(report.damaged.is_some());
+    assert_eq!(log.log_end(), Offset::ZERO);
+    append(&mut log, 2, 3, 2);
+    flush(&mut log);
+    log.damage_told().unwrap();
+    let held = read_all(&log);
+    drop(log);
+    let (log, report) = open(&root, AFTER_KILL);
+    assert_eq!(report.damaged, None);
+    assert_eq!(read_all(&log), held);
+}
+
+#[test]
+fn a_log_begins_where_a_batch_does() {
+    let root = TempDir::new().unwrap();
+    let (mut log, _) = open(&root, AFTER_KILL);
+    append(&mut log, 1, 3, 1);
+    append(&mut log, 1, 3, 2);
+    flush(&mut log);
+    log.set_high_watermark(Offset::new(6));
+    log.delete_before(Offset::new(2)).unwrap();
+    assert_eq!(log.log_start(), Offset::ZERO);
+    log.delete_before(Offset::new(5)).unwrap();
+    assert_eq!(log.log_start(), Offset::new(3));
+    log.delete_before(Offset::new(9)).unwrap();
+    assert_eq!(log.log_start(), Offset::new(6));
+}

@@ -6,11 +6,12 @@ use std::collections::BTreeSet;
 use quorate_types::{BootId, BrokerEpoch, ClusterId, DirectoryId, NodeId, TopicPartition};
 
 use crate::checkpoint::{frame_fault, unframe};
-use crate::data_directory::{DELETED, LOCK, LOGS, parse_name};
+use crate::data_directory::LOCK;
 use crate::dir::Dir;
 use crate::error::{LogError, at};
 use crate::finding::{Findings, Severity};
 use crate::identity::{BOOT, CLEAN, HOSTED, META, Meta, STARTS, hosted_of};
+use crate::ledger::{DELETED, LOGS, parse_name};
 use crate::verify_files::read;
 
 /// What the small files say; none where a file is missing or damaged.

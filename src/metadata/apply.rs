@@ -1,6 +1,6 @@
 //! Applying an envelope: who may, whether it is a repeat, then its commands, all or none.
 
-use quorate_types::{ErrorCode, Timestamp};
+use quorate_types::{ErrorCode, Faults, NoFaults, Timestamp};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::cause::Cause;
@@ -25,6 +25,27 @@ pub(crate) struct Change<'a> {
     pub(crate) at: LogId,
     time: Timestamp,
     events: Vec<ClusterEvent>,
+    pub(crate) planted: Planted,
+}
+
+/// The planted faults that concern commands, as values: one copy of the code applies them all.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Planted {
+    pub(crate) any_term: bool,
+    pub(crate) any_broker_epoch: bool,
+    pub(crate) drop_last_member: bool,
+    pub(crate) keep_established: bool,
+}
+
+impl Planted {
+    const fn of<F: Faults>() -> Self {
+        Self {
+            any_term: F::ANY_TERM,
+            any_broker_epoch: F::ANY_BROKER_EPOCH,
+            drop_last_member: F::DROP_LAST_MEMBER,
+            keep_established: F::KEEP_ESTABLISHED,
+        }
+    }
 }
 
 impl Change<'_> {
@@ -82,7 +103,12 @@ impl Change<'_> {
 impl MetadataImage {
     /// Applies an entry. Deterministic: what it does depends on the image and its arguments only.
     pub fn apply(&mut self, envelope: &Envelope, at: LogId) -> Applied {
-        let applied = self.decide(envelope, at);
+        self.apply_with::<NoFaults>(envelope, at)
+    }
+
+    /// The same under planted faults: for the simulator.
+    pub fn apply_with<F: Faults>(&mut self, envelope: &Envelope, at: LogId) -> Applied {
+        let applied = self.decide(envelope, at, Planted::of::<F>());
         self.advance(at);
         let record = codec::encode(&(at, &envelope.commands, &applied.outcomes));
         self.hash = xxh3_64_with_seed(&record, self.hash);
@@ -103,13 +129,14 @@ impl MetadataImage {
         self.applied = at;
     }
 
-    fn decide(&mut self, envelope: &Envelope, at: LogId) -> Applied {
+    fn decide(&mut self, envelope: &Envelope, at: LogId, planted: Planted) -> Applied {
         let refuse = |code, message: String| Applied {
             outcomes: vec![Outcome::refused(code, message); envelope.commands.len()],
             events: Vec::new(),
         };
         if let Some(required) = envelope.required_term
             && required != at.term
+            && !planted.any_term
         {
             let message = format!("was meant for term {required}, this is {}", at.term);
             return refuse(ErrorCode::NotController, message);
@@ -133,7 +160,7 @@ impl MetadataImage {
                 );
             }
         }
-        let applied = self.run_all(envelope, at);
+        let applied = self.run_all(envelope, at, planted);
         window.note(envelope.sequence, applied.outcomes.clone());
         self.origins.insert(envelope.origin.node, window);
         applied
@@ -167,13 +194,14 @@ impl MetadataImage {
         }
     }
 
-    fn run_all(&mut self, envelope: &Envelope, at: LogId) -> Applied {
+    fn run_all(&mut self, envelope: &Envelope, at: LogId, planted: Planted) -> Applied {
         let mut image = self.clone();
         let mut change = Change {
             image: &mut image,
             at,
             time: envelope.time,
             events: Vec::new(),
+            planted,
         };
         let mut outcomes = Vec::with_capacity(envelope.commands.len());
         for command in &envelope.commands {

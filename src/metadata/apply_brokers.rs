@@ -200,6 +200,9 @@ impl Change<'_> {
             };
             let mut new = Registration::clone(&old);
             leave_isr(&mut new, node, self.minimum(id, &old));
+            if self.planted.drop_last_member {
+                new.isr.retain(|member| *member != node);
+            }
             if old.leader == Some(node) {
                 self.elect(id, &mut new, Some(node), unclean);
             } else {

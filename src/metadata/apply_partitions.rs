@@ -79,7 +79,8 @@ impl Change<'_> {
         }
         for (node, epoch) in &alter.isr {
             // KIP-903: the very registration that the leader saw catch up, and none that goes.
-            let eligible = self.current(*node, *epoch) == Ok(BrokerState::Active);
+            let eligible = self.current(*node, *epoch) == Ok(BrokerState::Active)
+                || self.planted.any_broker_epoch && self.image.is_active(*node);
             if !eligible && *node != alter.leader {
                 let message = format!("broker {node} at epoch {epoch} may not be in an ISR");
                 return refuse(ErrorCode::IneligibleReplica, message);
@@ -128,8 +129,13 @@ impl Change<'_> {
             new.elr.retain(|member| *member != node);
             self.store(id, new, cause);
         } else if new != *old {
-            // Perhaps nobody is left any more that is sure to hold all that was acknowledged.
-            self.elect_where_offline(id, &mut new, Some(node), Unclean::AsSet);
+            match new.leader {
+                // Perhaps nobody is left any more that is sure to hold all that was acknowledged.
+                None => self.elect_where_offline(id, &mut new, Some(node), Unclean::AsSet),
+                // What it acked before does not count any more: its leader takes no ack of a
+                // subscription that was made in an older epoch (R13).
+                leader => lead(&mut new, leader),
+            }
             self.store(id, new, cause);
         }
         Outcome::Done

@@ -160,7 +160,7 @@ impl Change<'_> {
                 continue;
             };
             let mut new = Registration::clone(&old);
-            if settled.durability == Durability::PageCache {
+            if settled.durability == Durability::PageCache && !self.planted.keep_established {
                 new.fsync_established = false;
             }
             if new.isr.len() >= new.effective_min_isr(&settled) {

@@ -27,7 +27,8 @@ pub(crate) fn judge(
         return History::BelowStart;
     }
     let Some(asked) = subscribe.last_fetched_epoch else {
-        return if subscribe.fetch_offset == log_start {
+        // Without a record nothing can differ: its log begins later than the leader's does.
+        return if subscribe.fetch_offset <= log_end {
             History::Agrees
         } else {
             History::Diverges(None, log_start)
@@ -58,5 +59,32 @@ pub(crate) fn cut_at(
         // Nothing of the own log is as old: none of it can be shared.
         (Some(_), None) => Offset::ZERO,
         (None, _) => end.min(log_end),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use quorate_types::{BrokerEpoch, PartitionId, SubscriptionId, TopicId, TopicPartition};
+
+    use super::*;
+
+    #[test]
+    fn a_log_without_a_record_agrees_wherever_the_leaders_log_is() {
+        let empty_at = |offset| Subscribe {
+            partition: TopicPartition::new(TopicId::from_bytes([1; 16]), PartitionId::new(0)),
+            subscription: SubscriptionId::new(1),
+            leader_epoch: LeaderEpoch::new(2),
+            broker_epoch: BrokerEpoch::new(1),
+            fetch_offset: Offset::new(offset),
+            last_fetched_epoch: None,
+        };
+        let mut epochs = LeaderEpochCache::default();
+        epochs.note_records(LeaderEpoch::new(1), Offset::new(3), Offset::new(7));
+        let judge = |offset| judge(&empty_at(offset), &epochs, Offset::new(3), Offset::new(7));
+        assert_eq!(judge(2), History::BelowStart);
+        for offset in 3..=7 {
+            assert_eq!(judge(offset), History::Agrees);
+        }
+        assert_eq!(judge(8), History::Diverges(None, Offset::new(3)));
     }
 }

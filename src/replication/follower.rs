@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use quorate_log::{Dir, PartitionLog};
+use quorate_log::{Dir, LogError, PartitionLog};
 use quorate_metadata::ReportDataLoss;
 use quorate_record::Batch;
 use quorate_types::{LeaderEpoch, NodeId, Offset, SubscriptionId, TopicPartition};
 use tracing::{debug, info, warn};
 
+use crate::Faults;
 use crate::events::{Action, Context, Timing};
 use crate::messages::{
     Ack, Batches, Diverged, FollowerMessage, LeaderMessage, OutOfRange, Subscribe,
@@ -143,6 +144,9 @@ impl ReplicaFollower {
                 self.phase = Phase::Following(id, cx.now);
                 // R5: no silence is health.
                 self.told = None;
+                if let Err(error) = give_up_below(log, heartbeat.log_start) {
+                    return Followed::Failed(error.to_string());
+                }
                 return self.learn_all(log, heartbeat.high_watermark, heartbeat.log_start);
             }
             LeaderMessage::Diverged(diverged) => {
@@ -179,10 +183,24 @@ impl ReplicaFollower {
                 return Followed::Fine;
             }
         };
+        if let Err(error) = give_up_below(log, message.log_start) {
+            return Followed::Failed(error.to_string());
+        }
+        // An unclean election's history may have a batch across where this log, without a record,
+        // was to begin.
+        if let Some(first) = batches.first()
+            && self.view.registration.unclean_epoch.is_some()
+            && log.last_record_epoch().is_none()
+            && (first.base_offset()..first.end_offset()).contains(&log.log_end())
+            && first.base_offset() < log.log_end()
+            && let Err(error) = log.restart_at(first.base_offset())
+        {
+            return Followed::Failed(error.to_string());
+        }
         let (mut end, mut last) = (log.log_end(), log.last_record_epoch());
         for batch in &batches {
             let falls = last.is_some_and(|last| batch.leader_epoch() < last);
-            let beyond = batch.leader_epoch() > self.epoch;
+            let beyond = batch.leader_epoch() > self.epoch && !D::Faults::ANY_EPOCH;
             if batch.base_offset() != end || falls || beyond {
                 warn!(%partition, offset = %batch.base_offset(), "the leader's batch does not follow");
                 self.back_off(timing, cx.now);
@@ -292,13 +310,13 @@ impl ReplicaFollower {
         diverged: &Diverged,
     ) -> Followed {
         let partition = diverged.partition;
-        let end = crate::divergence::cut_at(
+        let shared = crate::divergence::cut_at(
             log.epochs(),
             log.log_end(),
             diverged.epoch,
             diverged.end_offset,
-        )
-        .max(log.log_start());
+        );
+        let end = shared.max(log.log_start());
         let registration = &self.view.registration;
         let unclean = registration.unclean_epoch;
         let unclean = unclean.filter(|epoch| Some(*epoch) > log.last_record_epoch());
@@ -317,18 +335,34 @@ impl ReplicaFollower {
             self.back_off(timing, cx.now);
             return Followed::Lost(Box::new(report));
         }
-        if end < log.high_watermark() && unclean.is_none() {
+        if shared < log.high_watermark() && unclean.is_none() {
             return Followed::Damaged(format!(
-                "the leader's history ends at {end}, {} is committed here",
+                "the leader's history ends at {shared}, {} is committed here",
                 log.high_watermark()
             ));
         }
         info!(%partition, epoch = %self.epoch, from = %log.log_end(), to = %end, "log cut");
-        if let Err(error) = log.truncate_to(end) {
+        let cut = if shared < end {
+            // The histories part below where this log begins: nothing of it is shared.
+            log.restart_at(shared)
+        } else {
+            log.truncate_to(end)
+        };
+        if let Err(error) = cut {
             return Followed::Failed(error.to_string());
         }
         self.leader_high_watermark = Offset::ZERO;
         self.phase = Phase::Waiting(cx.now);
         Followed::Fine
     }
+}
+
+/// Where the leader's log begins at the end of this one, it has accepted a history that it cannot
+/// compare. What of it is not known for committed here may be another one: it goes before anything
+/// is appended to it (R15).
+fn give_up_below<D: Dir>(log: &mut PartitionLog<D>, log_start: Offset) -> Result<(), LogError> {
+    if log.log_end() == log_start && log.high_watermark() < log_start {
+        return log.restart_at(log_start);
+    }
+    Ok(())
 }

@@ -8,8 +8,8 @@ use quorate_log::{Dir, PartitionLog};
 use quorate_metadata::AlterPartition;
 use quorate_types::{BrokerEpoch, Durability, LeaderEpoch, NodeId, Offset, SubscriptionId};
 
+use crate::Faults;
 use crate::events::{Action, Context, ProposalId, StreamId, Timing};
-use crate::faults::Faults;
 use crate::leader_produce::Pending;
 use crate::messages::{
     Accepted, Ack, Diverged, LeaderMessage, OutOfRange, Subscribe, SubscriptionError,
@@ -165,7 +165,13 @@ impl<F: Faults> ReplicaLeader<F> {
             return false;
         }
         let mut target = self.own_position(log);
-        let maximal = self.view.registration.isr.iter().chain(&self.proposed);
+        let none = BTreeSet::new();
+        let asked = if F::HW_OVER_COMMITTED {
+            &none
+        } else {
+            &self.proposed
+        };
+        let maximal = self.view.registration.isr.iter().chain(asked);
         for node in maximal.filter(|node| **node != self.view.me) {
             match self.position(*node) {
                 Some(position) => target = target.min(position),
@@ -280,7 +286,11 @@ impl<F: Faults> ReplicaLeader<F> {
             subscription.under_way.pop_front();
             subscription.bytes_under_way -= bytes;
         }
-        let position = if counts_flushed { flushed } else { leo };
+        let position = if counts_flushed && !F::STALLED_STAYS {
+            flushed
+        } else {
+            leo
+        };
         let (mark, marked_at) = follower.mark;
         if position >= log.log_end() {
             follower.caught_up = now;

@@ -8,8 +8,8 @@ use quorate_metadata::{AlterPartition, Command};
 use quorate_types::{Durability, NodeId, TopicPartition};
 use tracing::info;
 
+use crate::Faults;
 use crate::events::{Action, ProposalId, ProposalResult, Timing};
-use crate::faults::Faults;
 use crate::leader::{Proposal, ReplicaLeader};
 
 /// `1,2,3`, for people.
@@ -37,8 +37,10 @@ impl<F: Faults> ReplicaLeader<F> {
         let threshold = log.high_watermark().max(self.epoch_start);
         let may_join = |node: &NodeId| {
             let subscription = self.followers.get(node)?.subscription.as_ref()?;
-            let known = self.view.eligible_epoch(*node)? == subscription.broker_epoch;
-            let level = self.position(*node)? >= threshold;
+            let known = self.view.eligible_epoch(*node)? == subscription.broker_epoch
+                || F::JOIN_BY_OLD_LIFE;
+            let level = self.position(*node)? >= threshold
+                || F::JOIN_BY_LEO && subscription.acked?.0 >= threshold;
             (known && level && self.is_caught_up(*node, timing, now)).then_some(())
         };
         self.followers
@@ -189,6 +191,11 @@ impl<F: Faults> ReplicaLeader<F> {
                 self.unknown = true;
                 proposal.id = None;
                 proposal.again_at = now + timing.proposal_retry;
+                if F::FORGET_PROPOSAL {
+                    self.proposal = None;
+                    self.proposed.clear();
+                    self.unknown = false;
+                }
             }
             ProposalResult::Refused(code) => {
                 info!(partition = %name, %code, "ISR proposal refused");

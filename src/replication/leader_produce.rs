@@ -6,8 +6,8 @@ use quorate_log::{Dir, PartitionLog};
 use quorate_record::{SequenceCheck, SequenceError};
 use quorate_types::{Acks, Offset, Timestamp, TimestampType};
 
+use crate::Faults;
 use crate::events::{Action, Context, Produce, ProduceError, Produced, RequestId, Timing};
-use crate::faults::Faults;
 use crate::leader::ReplicaLeader;
 
 /// A produce that waits for the high watermark.
@@ -39,10 +39,11 @@ impl<F: Faults> ReplicaLeader<F> {
         match self.check(cx, log, timing, &produce) {
             Err(error) => Appended::Refused(error),
             Ok(SequenceCheck::Duplicate { base, end }) => {
+                let early = F::DUPLICATE_EARLY && produce.acks == Acks::All;
                 self.answer_at(
                     log,
                     produce.id,
-                    produce.acks,
+                    if early { Acks::Leader } else { produce.acks },
                     produce.deadline,
                     base,
                     end,
@@ -86,6 +87,7 @@ impl<F: Faults> ReplicaLeader<F> {
     ) -> Result<SequenceCheck, ProduceError> {
         let current = self.epoch;
         match produce.current_epoch {
+            _ if F::ANY_EPOCH => {}
             Some(asked) if asked < current => return Err(ProduceError::FencedEpoch { current }),
             Some(asked) if asked > current => return Err(ProduceError::UnknownEpoch { current }),
             _ => {}
@@ -157,7 +159,7 @@ impl<F: Faults> ReplicaLeader<F> {
             deadline,
             append_time,
         };
-        if acks == Acks::All && log.high_watermark() < end {
+        if acks == Acks::All && log.high_watermark() < end && !F::ACK_EARLY {
             self.pending.insert((end, id), pending);
             return;
         }
@@ -215,11 +217,19 @@ impl<F: Faults> ReplicaLeader<F> {
 
     /// Answers everything that waits when the leadership goes: never success (R3).
     pub(crate) fn abandon<D: Dir>(&mut self, out: &mut Vec<Action<D>>) {
-        for ((_, id), _) in std::mem::take(&mut self.pending) {
-            out.push(Action::Answer {
-                id,
-                result: Err(ProduceError::LeadershipLost),
-            });
+        for ((_, id), pending) in std::mem::take(&mut self.pending) {
+            let result = if F::SUCCESS_AFTER_LOSS {
+                Ok(Produced {
+                    base_offset: Some(pending.base),
+                    leader_epoch: self.epoch,
+                    append_time: None,
+                    replicas: 0,
+                    fsynced: 0,
+                })
+            } else {
+                Err(ProduceError::LeadershipLost)
+            };
+            out.push(Action::Answer { id, result });
         }
     }
 }

@@ -6,8 +6,8 @@ use quorate_record::Batch;
 use quorate_types::{Offset, TopicPartition};
 use tracing::error;
 
+use crate::Faults;
 use crate::events::{Action, Context, Timing};
-use crate::faults::Faults;
 use crate::leader::{ReplicaLeader, Subscription};
 use crate::messages::{Batches, Heartbeat, LeaderMessage, OutOfRange};
 

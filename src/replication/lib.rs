@@ -5,7 +5,6 @@
 
 mod divergence;
 mod events;
-mod faults;
 mod follower;
 mod leader;
 mod leader_isr;
@@ -24,10 +23,10 @@ pub use events::{
     Action, Context, Event, Produce, ProduceError, Produced, ProposalId, ProposalResult, RequestId,
     Status, StreamId, StreamRoom, Timing,
 };
-pub use faults::{Faults, NoFaults};
 pub use messages::{
     Accepted, Ack, Batches, Diverged, FollowerMessage, Heartbeat, LeaderMessage, OutOfRange,
     Subscribe, SubscriptionError, Unsubscribe,
 };
+pub use quorate_types::{Faults, NoFaults};
 pub use replica::Replica;
 pub use view::PartitionView;

@@ -13,7 +13,6 @@ use tracing::{error, info, warn};
 use crate::events::{
     Action, Context, Event, Produce, ProduceError, ProposalId, Status, StreamId, Timing,
 };
-use crate::faults::{Faults, NoFaults};
 use crate::follower::{Followed, ReplicaFollower};
 use crate::leader::ReplicaLeader;
 use crate::leader_isr::listed;
@@ -21,6 +20,7 @@ use crate::leader_produce::Appended;
 use crate::messages::{FollowerMessage, LeaderMessage, Subscribe, SubscriptionError};
 use crate::replica_flush::Notice;
 use crate::view::PartitionView;
+use crate::{Faults, NoFaults};
 
 /// Subscriptions of a newer epoch that wait for the image; more followers than any partition has.
 const PARKED_MAX: usize = 64;
@@ -383,7 +383,8 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             .view
             .as_ref()
             .map(|view| view.registration.leader_epoch);
-        if known.is_none_or(|known| subscribe.leader_epoch > known) {
+        let any = F::ANY_SUBSCRIPTION && matches!(self.role, Role::Leader(_));
+        if !any && known.is_none_or(|known| subscribe.leader_epoch > known) {
             // This node is behind on metadata: the answer waits for its image.
             if self.parked.len() < PARKED_MAX || self.parked.contains_key(&from) {
                 self.parked.insert(from, (stream, subscribe));
@@ -391,7 +392,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             return;
         }
         match &mut self.role {
-            Role::Leader(leader) if leader.epoch == subscribe.leader_epoch => {
+            Role::Leader(leader) if any || leader.epoch == subscribe.leader_epoch => {
                 leader.subscribe(cx, &self.log, stream, from, &subscribe, out);
             }
             _ => {

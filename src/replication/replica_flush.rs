@@ -7,8 +7,8 @@ use quorate_metadata::{Command, ReportDataLoss};
 use quorate_types::{LeaderEpoch, Offset};
 use tracing::{error, warn};
 
+use crate::Faults;
 use crate::events::{Action, Context, ProposalId, ProposalResult};
-use crate::faults::Faults;
 use crate::replica::{Replica, Role};
 
 /// Something that the quorum must hear: sent until it is decided.

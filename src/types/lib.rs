@@ -6,6 +6,7 @@
 
 mod compression;
 mod error_code;
+mod faults;
 mod ids;
 mod modes;
 mod names;
@@ -13,6 +14,7 @@ mod numbers;
 
 pub use compression::{Compression, UnknownCompression};
 pub use error_code::ErrorCode;
+pub use faults::{Faults, NoFaults};
 pub use ids::{
     BootId, ClusterId, DirectoryId, Endpoint, Incarnation, InvalidEndpoint, NodeId, TopicId,
 };

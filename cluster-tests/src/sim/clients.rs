@@ -6,16 +6,25 @@ use std::ops::Range;
 use std::time::Duration;
 
 use quorate_record::{Batch, BatchBuilder, Compression, ProducerTag};
-use quorate_replication::{Event, Faults, Produce, ProduceError, Produced, RequestId, Status};
-use quorate_types::{Acks, NodeId, ProducerEpoch, ProducerId, Sequence, Timestamp};
+use quorate_replication::{Event, Produce, ProduceError, Produced, RequestId};
+use quorate_types::{
+    Acks, LeaderEpoch, NodeId, Offset, ProducerEpoch, ProducerId, Sequence, Timestamp,
+    TopicPartition,
+};
 use rand::Rng;
+use rand::seq::IndexedRandom;
 
-use super::sight::{Acked, Consumed, payload_of};
-use super::world::{PARTITION, Scheduled, World, ms};
+use super::schedule::{Scheduled, ms, us};
+use super::sight::{Acked, Answered, Consumed, Deed, payload_of};
+use super::trace::note;
+use super::world::World;
 
 /// Batches that a producer has under way.
 const IN_FLIGHT: usize = 3;
-const REQUEST_TIMEOUT: Duration = ms(700);
+/// How long a client waits for an answer.
+const REQUEST_TIMEOUT: Duration = ms(70);
+/// How long a broker may wait for the in-sync replicas.
+const PATIENCE: Duration = ms(50);
 
 /// One batch on its way.
 pub(super) struct Op {
@@ -28,69 +37,121 @@ pub(super) struct Op {
 }
 
 pub(super) struct Producer {
+    pub(super) to: TopicPartition,
     /// Tries again under the same sequence until it is answered.
     idempotent: bool,
+    /// The longest pause between two batches, in microseconds.
+    pace: u64,
     next_sequence: u32,
     ops: VecDeque<Op>,
+    /// Its topic is gone.
+    ended: bool,
 }
 
-/// What an answered request was.
+/// A request that may be answered.
+#[derive(Clone, Copy)]
 pub(super) struct Request {
-    pub(super) client: usize,
-    pub(super) mark: u64,
-    pub(super) node: NodeId,
+    client: usize,
+    mark: u64,
+    node: NodeId,
     acks: Acks,
     payload: u32,
     records: u64,
+    epoch: Option<LeaderEpoch>,
+    /// It reached the replica: an answer must come once at most.
+    answered: bool,
 }
 
+#[derive(Default)]
 pub(super) struct Clients {
     pub(super) producers: Vec<Producer>,
-    pub(super) requests: BTreeMap<RequestId, Request>,
+    requests: BTreeMap<RequestId, Request>,
     next_request: u64,
     next_mark: u64,
-    consumed: u64,
     /// Nothing new is sent in that time.
     pub(super) quiet: Range<Duration>,
     pub(super) stopped: bool,
 }
 
 impl Clients {
-    pub(super) fn new() -> Self {
-        let producer = |idempotent| Producer {
-            idempotent,
-            next_sequence: 0,
-            ops: VecDeque::new(),
-        };
-        Self {
-            producers: vec![producer(true), producer(true), producer(false)],
-            requests: BTreeMap::new(),
-            next_request: 0,
-            next_mark: 0,
-            consumed: 0,
-            quiet: Duration::ZERO..Duration::ZERO,
-            stopped: false,
-        }
-    }
-
-    /// Whether every idempotent producer has had its answers.
-    pub(super) fn at_rest(&self) -> bool {
-        let mut idempotent = self.producers.iter().filter(|producer| producer.idempotent);
-        idempotent.all(|producer| producer.ops.is_empty())
+    /// Whether every idempotent producer of a partition has had its answers.
+    pub(super) fn at_rest(&self, id: TopicPartition) -> bool {
+        let mut theirs = self.producers.iter().filter(|p| p.to == id && !p.ended);
+        theirs.all(|producer| !producer.idempotent || producer.ops.is_empty())
     }
 }
 
-impl<F: Faults> World<F> {
-    /// A producer has something to say, now and then.
-    pub(super) fn producer_turn(&mut self, client: usize) {
-        if !self.clients.stopped {
-            let speaks = !self.clients.quiet.contains(&self.now);
-            if speaks && self.clients.producers[client].ops.len() < IN_FLIGHT {
-                self.new_op(client);
-            }
-            let wait = ms(self.rng.random_range(2..self.pace));
+impl World {
+    /// Clients for a new partition; a busy one has more of them.
+    pub(super) fn add_producers(&mut self, to: TopicPartition, busy: bool) {
+        let pace = self.plan.pace;
+        let kinds: &[(bool, u64)] = if busy {
+            &[(true, pace), (true, pace), (false, pace)]
+        } else {
+            &[(true, pace * 4)]
+        };
+        for (idempotent, pace) in kinds.iter().copied() {
+            let client = self.clients.producers.len();
+            self.clients.producers.push(Producer {
+                to,
+                idempotent,
+                pace,
+                next_sequence: 0,
+                ops: VecDeque::new(),
+                ended: false,
+            });
+            let wait = us(self.rng.random_range(0..5_000));
             self.at(wait, Scheduled::ProducerTurn { client });
         }
+    }
+
+    fn begin_anew(&mut self, client: usize) {
+        let producer = &mut self.clients.producers[client];
+        if producer.ended {
+            return;
+        }
+        producer.ended = true;
+        producer.ops.clear();
+        let to = producer.to;
+        self.add_producers(to, false);
+        if self.clients.stopped {
+            self.new_op(self.clients.producers.len() - 1);
+        }
+    }
+
+    pub(super) fn end_producers(&mut self, to: TopicPartition) {
+        let theirs = self.clients.producers.iter_mut();
+        for producer in theirs.filter(|producer| producer.to == to) {
+            producer.ended = true;
+            producer.ops.clear();
+        }
+    }
+
+    /// One more batch for each partition: it must be taken once faults are over.
+    pub(super) fn last_words(&mut self) {
+        self.clients.stopped = true;
+        for client in 0..self.clients.producers.len() {
+            let producer = &self.clients.producers[client];
+            if producer.idempotent && !producer.ended {
+                self.new_op(client);
+            }
+        }
+    }
+
+    /// A producer has something to say, now and then.
+    pub(super) fn producer_turn(&mut self, client: usize) -> bool {
+        let producer = &self.clients.producers[client];
+        if self.clients.stopped || producer.ended {
+            return false;
+        }
+        let pace = producer.pace;
+        let speaks = !self.clients.quiet.contains(&self.now) && producer.ops.len() < IN_FLIGHT;
+        if speaks {
+            self.new_op(client);
+        }
+        let wait = us(self.rng.random_range(500..pace));
+        self.at(wait, Scheduled::ProducerTurn { client });
+        speaks
     }
 
     fn new_op(&mut self, client: usize) {
@@ -124,16 +185,31 @@ impl<F: Faults> World<F> {
             request: None,
         });
         self.send_op(client, mark);
+        if acks == Acks::All && self.clients.producers[client].idempotent {
+            // The network, or a forwarder, may bring it twice.
+            let twice = !self.settling && self.rng.random_bool(0.06);
+            if twice {
+                let wait = us(self.rng.random_range(0..3_000));
+                self.at(wait, Scheduled::Retry { client, mark });
+            }
+        }
     }
 
     /// Sends a batch to whom the client takes for the leader.
     pub(super) fn send_op(&mut self, client: usize, mark: u64) {
-        let known = self.quorum.registration().and_then(|r| r.leader);
-        let nodes = self.node_ids();
-        let anyone = nodes[self.rng.random_range(0..nodes.len())];
+        let to = self.clients.producers[client].to;
+        let registration = self.quorum.latest().partition(&to);
+        let known = registration.and_then(|r| r.leader);
+        let epoch = registration.map(|r| r.leader_epoch);
+        let anyone = NodeId::new(self.rng.random_range(1..=self.plan.nodes));
         let node = known
-            .filter(|_| self.rng.random_bool(0.85))
+            .filter(|_| self.settling || self.rng.random_bool(0.9))
             .unwrap_or(anyone);
+        let epoch = match self.rng.random_range(0..10) {
+            0..5 => None,
+            5 => epoch.map(|epoch| LeaderEpoch::new(epoch.get().saturating_sub(1))),
+            _ => epoch,
+        };
         let ops = &mut self.clients.producers[client].ops;
         let Some(op) = ops.iter_mut().find(|op| op.mark == mark && !op.done) else {
             return;
@@ -148,104 +224,171 @@ impl<F: Faults> World<F> {
             acks: op.acks,
             payload: payload_of(&op.batch),
             records: u64::from(op.batch.header().record_count),
+            epoch,
+            answered: false,
         };
         self.clients.requests.insert(id, request);
-        let (wait, reply_by) = (self.stream_delay(), REQUEST_TIMEOUT);
+        note!(
+            self,
+            Some(to),
+            "client {client} sends batch {mark} to node {node}"
+        );
+        let wait = self.stream_delay();
         self.at(wait, Scheduled::RequestArrives { id });
-        self.at(reply_by, Scheduled::RequestTimeout { id });
+        self.at(REQUEST_TIMEOUT, Scheduled::RequestTimeout { id });
+    }
+
+    /// Where a request goes.
+    pub(super) fn addressee_of(&self, id: RequestId) -> Option<NodeId> {
+        self.clients.requests.get(&id).map(|request| request.node)
     }
 
     pub(super) fn request_arrives(&mut self, id: RequestId) {
-        let Some(request) = self.clients.requests.get(&id) else {
+        let Some(request) = self.clients.requests.get(&id).copied() else {
             return;
         };
-        let ops = &self.clients.producers[request.client].ops;
-        let op = ops.iter().find(|op| op.mark == request.mark);
+        let producer = &self.clients.producers[request.client];
+        let (to, node) = (producer.to, request.node);
+        let op = producer.ops.iter().find(|op| op.mark == request.mark);
         // A request that the client has given up may arrive all the same.
         let Some(batch) = op.map(|op| op.batch.clone()) else {
             return;
         };
-        let (node, acks) = (request.node, request.acks);
+        if self.process(node).is_none() {
+            return;
+        }
+        if self.slot_mut(node, to).is_none() {
+            let wait = self.delay();
+            return self.at(wait, Scheduled::Answer { id, ok: false });
+        }
         let produce = Produce {
             id,
             batch,
-            acks,
-            deadline: self.now + ms(500),
-            current_epoch: None,
+            acks: request.acks,
+            deadline: self.clock_of(node) + PATIENCE,
+            current_epoch: request.epoch,
         };
-        self.step(node, Event::Produce(produce));
+        self.step(node, to, Event::Produce(produce));
     }
 
     /// A replica answers: from here on an acknowledgement binds.
     pub(super) fn answered(
         &mut self,
         node: NodeId,
+        to: TopicPartition,
         id: RequestId,
         result: Result<Produced, ProduceError>,
     ) {
-        let Some(request) = self.clients.requests.get(&id) else {
-            return self.violate(format!("request {} is answered again", id.0));
+        let Some(request) = self.clients.requests.get_mut(&id) else {
+            return self.violate(Some(to), format!("request {} is not known", id.0));
         };
-        let (client, acks) = (request.client, request.acks);
-        if let (Ok(produced), Acks::All) = (&result, acks) {
-            let base = produced.base_offset.map_or(u64::MAX, |offset| offset.get());
+        if std::mem::replace(&mut request.answered, true) {
+            return self.violate(Some(to), format!("request {} is answered again", id.0));
+        }
+        let request = *request;
+        if let Err(error) = &result {
+            note!(
+                self,
+                Some(to),
+                "node {node} refuses {}/{}: {error}",
+                request.client,
+                request.mark
+            );
+        }
+        if let Ok(produced) = &result
+            && let Some(base) = produced.base_offset
+        {
             let acked = Acked {
-                base,
-                end: base.saturating_add(request.records),
+                base: base.get(),
+                end: base.get() + request.records,
                 payload: request.payload,
                 epoch: produced.leader_epoch,
             };
-            self.note(&format!("node {node} acknowledges {acked:?}"));
-            self.acked.push(acked);
+            note!(
+                self,
+                Some(to),
+                "node {node} acknowledges {acked:?} ({:?})",
+                request.acks
+            );
+            let all = request.acks == Acks::All;
+            if all && let Some(watched) = self.partitions.get_mut(&to) {
+                self.counts.acked += 1;
+                watched.acknowledge(acked.clone());
+            }
+            self.deeds.push(Deed::Answered(Answered {
+                node,
+                acked,
+                asked_epoch: request.epoch,
+                all,
+            }));
         }
-        if let Err(ProduceError::DuplicateSequence { got }) = &result {
-            self.violate(format!("client {client}: sequence {got} is forgotten"));
+        // What its sequences follow on was lost, or is behind where a log begins.
+        let forgotten = self.partitions.get(&to).is_some_and(|watched| {
+            let mut seen = watched.seen.values();
+            watched.unclean.is_some() || seen.any(|seen| seen.log_start > 0)
+        });
+        match &result {
+            Err(ProduceError::OutOfOrderSequence { .. }) if forgotten => {
+                self.begin_anew(request.client);
+            }
+            Err(ProduceError::DuplicateSequence { got }) if !forgotten => {
+                let what = format!("client {}: sequence {got} is forgotten", request.client);
+                self.violate(Some(to), what);
+            }
+            _ => {}
         }
         if self.settling || !self.rng.random_bool(0.03) {
             let wait = self.delay();
-            let ok = result.is_ok();
+            // A repeat of what is long in the log: clients take that for success.
+            let repeat = matches!(result, Err(ProduceError::DuplicateSequence { .. }));
+            let ok = repeat || result.is_ok();
             self.at(wait, Scheduled::Answer { id, ok });
         }
     }
 
     /// An answer reaches the client.
     pub(super) fn answer_arrives(&mut self, id: RequestId, ok: bool) {
-        if let Some(request) = self.clients.requests.remove(&id) {
+        if let Some(request) = self.clients.requests.get(&id).copied() {
             self.end_attempt(&request, id, ok);
         }
     }
 
-    pub(super) fn request_timed_out(&mut self, id: RequestId) {
+    pub(super) fn request_timed_out(&mut self, id: RequestId) -> bool {
         // The request stays known: a late answer must find it, and none may come twice.
-        if let Some(request) = self.clients.requests.get(&id) {
-            let request = Request { ..*request };
-            self.end_attempt(&request, id, false);
-        }
+        let Some(request) = self.clients.requests.get(&id).copied() else {
+            return false;
+        };
+        self.end_attempt(&request, id, false)
     }
 
-    fn end_attempt(&mut self, request: &Request, id: RequestId, ok: bool) {
+    fn end_attempt(&mut self, request: &Request, id: RequestId, ok: bool) -> bool {
         let (client, mark) = (request.client, request.mark);
         let producer = &mut self.clients.producers[client];
         let Some(op) = producer.ops.iter_mut().find(|op| op.mark == mark) else {
-            return;
+            return false;
         };
         if ok || !producer.idempotent {
             op.done = true;
         } else if op.request == Some(id) {
             op.request = None;
-            let wait = ms(self.rng.random_range(5..150));
+            let wait = us(self.rng.random_range(500..15_000));
             self.at(wait, Scheduled::Retry { client, mark });
         }
         // In order, so that a producer never runs ahead of its oldest batch by the broker's window.
-        while producer_front_done(&mut self.clients.producers[client]) {}
+        let ops = &mut self.clients.producers[client].ops;
+        while ops.front().is_some_and(|op| op.done) {
+            ops.pop_front();
+        }
+        true
     }
 
     /// What waited in a process that has ended is never answered.
     pub(super) fn fail_requests_of(&mut self, node: NodeId) {
-        let requests = self.clients.requests.iter();
-        let theirs: Vec<RequestId> = requests
-            .filter(|(_, request)| request.node == node)
-            .map(|(id, _)| *id)
+        let under_way = self.clients.producers.iter();
+        let under_way = under_way.flat_map(|producer| &producer.ops);
+        let theirs: Vec<RequestId> = under_way
+            .filter_map(|op| op.request)
+            .filter(|id| self.addressee_of(*id) == Some(node))
             .collect();
         for id in theirs {
             let wait = self.delay();
@@ -254,43 +397,52 @@ impl<F: Faults> World<F> {
     }
 
     /// A consumer reads what some node that takes itself for the leader lets it.
-    pub(super) fn consumer_turn(&mut self) {
-        let leaders = self.seen.iter().filter_map(|(node, seen)| {
-            matches!(seen.status, Status::Leader { .. }).then_some(*node)
-        });
-        let leaders: Vec<NodeId> = leaders.collect();
-        if !leaders.is_empty() {
-            let node = leaders[self.rng.random_range(0..leaders.len())];
-            self.consume(node);
+    pub(super) fn consumer_turn(&mut self) -> bool {
+        if !self.settling {
+            let wait = us(self.rng.random_range(2_000..20_000));
+            self.at(wait, Scheduled::ConsumerTurn);
         }
-        let wait = ms(self.rng.random_range(20..200));
-        self.at(wait, Scheduled::ConsumerTurn);
-    }
-
-    fn consume(&mut self, node: NodeId) {
-        let Some(replica) = self.process(node).and_then(|p| p.replica.as_ref()) else {
-            return;
+        let mut leaders = Vec::new();
+        for (id, watched) in &self.partitions {
+            let theirs = watched.seen.iter().filter(|(_, s)| s.leads_at().is_some());
+            leaders.extend(theirs.map(|(node, _)| (*id, *node)));
+        }
+        let Some((id, node)) = leaders.choose(&mut self.rng).copied() else {
+            return false;
         };
-        let log = replica.log();
-        let from = quorate_types::Offset::new(self.clients.consumed);
-        if from >= log.high_watermark() {
-            return;
-        }
-        let read = log.reader().read(from, log.high_watermark(), 2_000);
-        let bytes = read.unwrap_or_else(|error| panic!("{PARTITION}: {error}"));
-        let batches = Batch::split(bytes).expect("a log holds batches");
-        if let Some(last) = batches.last() {
-            let end = last.end_offset().get();
-            self.clients.consumed = end;
-            self.look(None, Some(Consumed { node, end }));
-        }
+        self.consume(node, id)
     }
-}
 
-fn producer_front_done(producer: &mut Producer) -> bool {
-    let done = producer.ops.front().is_some_and(|op| op.done);
-    if done {
-        producer.ops.pop_front();
+    fn consume(&mut self, node: NodeId, id: TopicPartition) -> bool {
+        let (Some(watched), Some(slot)) = (
+            self.partitions.get(&id),
+            self.process(node)
+                .and_then(|process| process.slots.get(&id)),
+        ) else {
+            return false;
+        };
+        let at = slot.core.positions();
+        let from = watched.consumed.max(at.start);
+        if from >= at.high_watermark {
+            return false;
+        }
+        let (from, to) = (Offset::new(from), Offset::new(at.high_watermark));
+        match slot.core.read(from, to, 2_000) {
+            Ok(bytes) => {
+                let batches = Batch::split(bytes).expect("a log holds batches");
+                if let Some(end) = batches.last().map(|batch| batch.end_offset().get()) {
+                    if let Some(watched) = self.partitions.get_mut(&id) {
+                        watched.consumed = end;
+                    }
+                    self.look(id, None, Deed::Consumed(Consumed { node, end }));
+                }
+            }
+            // As a broker's reader does: it tells the replica.
+            Err(error) => {
+                let why = error.to_string();
+                self.step(node, id, Event::Unreadable { why });
+            }
+        }
+        true
     }
-    done
 }

@@ -1,18 +1,19 @@
 //! A disk in memory with the habits of a real one: a kill loses nothing, a power loss loses what
-//! was not synced, in part, torn in the middle, names apart from contents.
+//! was not synced, in part, torn in the middle, names apart from contents. A bit can flip at rest.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use quorate_log::{Dir, DirFile, Entry, OpenMode};
+use quorate_types::NoFaults;
 use rand::Rng;
 use rand::rngs::StdRng;
 
 /// Bytes that reach the disk together or not at all; small, because the files are.
 const PAGE: usize = 64;
 
-type Inode = u64;
+type Inode = usize;
 
 enum Write {
     At(usize, Vec<u8>),
@@ -34,6 +35,7 @@ enum NameChange {
     Link(String, Inode),
     Unlink(String),
     Rename(String, String),
+    RenameFolder(String, String),
 }
 
 #[derive(Clone, Default)]
@@ -44,7 +46,7 @@ struct Names {
 
 #[derive(Default)]
 struct State {
-    contents: BTreeMap<Inode, Content>,
+    contents: Vec<Content>,
     cached: Names,
     durable: Names,
     /// Changes of names that no sync of their folder has covered, in order.
@@ -62,8 +64,22 @@ pub struct SimFile {
     inode: Inode,
 }
 
+/// The path as it is kept: `./a` is `a`, `.` is the root.
+fn plain(path: &str) -> &str {
+    match path.strip_prefix("./") {
+        Some(rest) => rest,
+        None if path == "." => "",
+        None => path,
+    }
+}
+
 fn folder_of(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(folder, _)| folder)
+}
+
+fn is_within(path: &str, folder: &str) -> bool {
+    path.strip_prefix(folder)
+        .is_some_and(|rest| rest.starts_with('/'))
 }
 
 fn apply(content: &mut Vec<u8>, write: &Write) {
@@ -85,7 +101,8 @@ impl NameChange {
             Self::Folder(path)
             | Self::Link(path, _)
             | Self::Unlink(path)
-            | Self::Rename(path, _) => path,
+            | Self::Rename(path, _)
+            | Self::RenameFolder(path, _) => path,
         };
         folder_of(path) == folder
     }
@@ -106,8 +123,42 @@ impl NameChange {
                     names.files.insert(to.clone(), inode);
                 }
             }
+            Self::RenameFolder(from, to) => {
+                if names.folders.remove(from) {
+                    names.folders.insert(to.clone());
+                }
+                let within: Vec<String> = names
+                    .files
+                    .keys()
+                    .filter(|path| is_within(path, from))
+                    .cloned()
+                    .collect();
+                for path in within {
+                    if let Some(inode) = names.files.remove(&path) {
+                        names.files.insert(moved(&path, from, to), inode);
+                    }
+                }
+            }
         }
     }
+
+    /// The same in a folder that has been renamed since.
+    fn follow(&mut self, from: &str, to: &str) {
+        let paths: &mut [&mut String] = match self {
+            Self::Folder(a) | Self::Link(a, _) | Self::Unlink(a) => &mut [a],
+            Self::Rename(a, b) => &mut [a, b],
+            Self::RenameFolder(..) => &mut [],
+        };
+        for path in paths {
+            if is_within(path, from) {
+                **path = moved(path, from, to);
+            }
+        }
+    }
+}
+
+fn moved(path: &str, from: &str, to: &str) -> String {
+    format!("{to}{}", &path[from.len()..])
 }
 
 impl State {
@@ -122,10 +173,6 @@ impl State {
             return Err(io::Error::other("simulated failure of a sync"));
         }
         Ok(())
-    }
-
-    fn content(&mut self, inode: Inode) -> &mut Content {
-        self.contents.entry(inode).or_default()
     }
 }
 
@@ -154,8 +201,15 @@ impl SimDisk {
             folder.is_empty() || folders.contains(folder)
         });
         state.cached = state.durable.clone();
-        for content in state.contents.values_mut() {
+        for content in &mut state.contents {
             let pending = std::mem::take(&mut content.pending);
+            if pending.is_empty() {
+                // Also where a sync failed: what it dropped is in the cache only.
+                if content.cached != content.durable {
+                    content.cached.clone_from(&content.durable);
+                }
+                continue;
+            }
             let kept = rng.random_range(0..=pending.len());
             for write in &pending[..kept] {
                 apply(&mut content.durable, write);
@@ -169,29 +223,63 @@ impl SimDisk {
                     apply(&mut content.durable, &Write::At(at, written.to_vec()));
                 }
             }
-            content.cached = content.durable.clone();
+            content.cached.clone_from(&content.durable);
         }
     }
 
-    /// What a power loss at this moment would leave for certain of a folder's files, by name.
-    pub fn durable_files(&self, folder: &str) -> Vec<(String, Vec<u8>)> {
+    /// What a power loss at this moment would leave for certain of a folder's files, by name, from
+    /// the name `from` on.
+    pub fn look_at_durable(&self, folder: &str, from: &str, mut look: impl FnMut(&str, &[u8])) {
         let state = self.state();
-        let known = state.durable.folders.contains(folder);
-        let files = state.durable.files.iter();
+        if !state.durable.folders.contains(folder) {
+            return;
+        }
+        let first = format!("{folder}/{from}");
+        for (path, inode) in state.durable.files.range(first..) {
+            if !is_within(path, folder) {
+                return;
+            }
+            look(&path[folder.len() + 1..], &state.contents[*inode].durable);
+        }
+    }
+
+    /// The same, copied.
+    pub fn durable_files(&self, folder: &str) -> Vec<(String, Vec<u8>)> {
+        let mut files = Vec::new();
+        self.look_at_durable(folder, "", |name, bytes| {
+            files.push((name.to_owned(), bytes.to_vec()));
+        });
         files
-            .filter(|(path, _)| known && folder_of(path) == folder)
-            .map(|(path, inode)| {
-                let name = path[folder.len() + 1..].to_owned();
-                (name, state.contents[inode].durable.clone())
-            })
-            .collect()
+    }
+
+    /// A file's bytes as a process sees them.
+    pub fn bytes_of(&self, path: &str) -> Vec<u8> {
+        let state = self.state();
+        let inode = state.cached.files.get(path);
+        inode.map_or_else(Vec::new, |inode| state.contents[*inode].cached.clone())
+    }
+
+    /// Flips one bit of a file, on the disk and as it is read.
+    pub fn flip(&self, path: &str, byte: usize, bit: u32) {
+        let mut state = self.state();
+        let Some(inode) = state.cached.files.get(path).copied() else {
+            return;
+        };
+        let content = &mut state.contents[inode];
+        for bytes in [&mut content.cached, &mut content.durable] {
+            if let Some(byte) = bytes.get_mut(byte) {
+                *byte ^= 1 << bit;
+            }
+        }
     }
 }
 
 impl Dir for SimDisk {
     type File = SimFile;
+    type Faults = NoFaults;
 
     fn open(&self, path: &str, mode: OpenMode) -> io::Result<SimFile> {
+        let path = plain(path);
         let mut state = self.state();
         let inode = match (state.cached.files.get(path).copied(), mode) {
             (Some(inode), _) => inode,
@@ -203,8 +291,8 @@ impl Dir for SimDisk {
                 if !folder.is_empty() && !state.cached.folders.contains(folder) {
                     return Err(io::ErrorKind::NotFound.into());
                 }
-                let inode = state.contents.len() as Inode;
-                state.content(inode);
+                let inode = state.contents.len();
+                state.contents.push(Content::default());
                 state.change(NameChange::Link(path.to_owned(), inode));
                 inode
             }
@@ -217,6 +305,7 @@ impl Dir for SimDisk {
     }
 
     fn create_dir(&self, path: &str) -> io::Result<()> {
+        let path = plain(path);
         let mut state = self.state();
         for (at, _) in path.match_indices('/').chain([(path.len(), "")]) {
             if !state.cached.folders.contains(&path[..at]) {
@@ -227,28 +316,38 @@ impl Dir for SimDisk {
     }
 
     fn sync_dir(&self, path: &str) -> io::Result<()> {
+        let path = plain(path);
         let mut state = self.state();
         state.may_sync()?;
         let pending = std::mem::take(&mut state.pending);
-        let (covered, rest): (Vec<_>, Vec<_>) =
-            pending.into_iter().partition(|change| change.is_in(path));
-        for change in covered {
-            change.apply(&mut state.durable);
+        for change in pending {
+            if change.is_in(path) {
+                change.apply(&mut state.durable);
+            } else {
+                state.pending.push(change);
+            }
         }
-        state.pending = rest;
         Ok(())
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let (from, to) = (plain(from), plain(to));
         let mut state = self.state();
-        if !state.cached.files.contains_key(from) {
+        if state.cached.folders.contains(from) {
+            for change in &mut state.pending {
+                change.follow(from, to);
+            }
+            state.change(NameChange::RenameFolder(from.to_owned(), to.to_owned()));
+        } else if state.cached.files.contains_key(from) {
+            state.change(NameChange::Rename(from.to_owned(), to.to_owned()));
+        } else {
             return Err(io::ErrorKind::NotFound.into());
         }
-        state.change(NameChange::Rename(from.to_owned(), to.to_owned()));
         Ok(())
     }
 
     fn remove_file(&self, path: &str) -> io::Result<()> {
+        let path = plain(path);
         let mut state = self.state();
         if !state.cached.files.contains_key(path) {
             return Err(io::ErrorKind::NotFound.into());
@@ -262,18 +361,24 @@ impl Dir for SimDisk {
     }
 
     fn list(&self, path: &str) -> io::Result<Vec<Entry>> {
+        let path = plain(path);
         let state = self.state();
-        let child = |full: &str| {
-            (folder_of(full) == path && !full.is_empty()).then(|| match path {
-                "" => full.to_owned(),
-                _ => full[path.len() + 1..].to_owned(),
-            })
+        let prefix = match path {
+            "" => String::new(),
+            _ => format!("{path}/"),
         };
-        let folders = state.cached.folders.iter().map(|path| (path, true));
-        let files = state.cached.files.keys().map(|path| (path, false));
+        let child = |full: &str| {
+            let name = full.strip_prefix(&prefix)?;
+            (!name.is_empty() && !name.contains('/')).then(|| name.to_owned())
+        };
+        let folders = state.cached.folders.range(prefix.clone()..);
+        let folders = folders.take_while(|full| full.starts_with(&prefix));
+        let files = state.cached.files.range(prefix.clone()..);
+        let files = files.take_while(|(full, _)| full.starts_with(&prefix));
         let mut entries: Vec<Entry> = folders
-            .chain(files)
-            .filter_map(|(path, is_dir)| child(path).map(|name| Entry { name, is_dir }))
+            .map(|full| (full, true))
+            .chain(files.map(|(full, _)| (full, false)))
+            .filter_map(|(full, is_dir)| child(full).map(|name| Entry { name, is_dir }))
             .collect();
         entries.sort();
         Ok(entries)
@@ -283,7 +388,7 @@ impl Dir for SimDisk {
 impl DirFile for SimFile {
     fn append(&self, parts: &[&[u8]]) -> io::Result<()> {
         let mut state = self.disk.state();
-        let content = state.content(self.inode);
+        let content = &mut state.contents[self.inode];
         let write = Write::At(content.cached.len(), parts.concat());
         apply(&mut content.cached, &write);
         content.pending.push(write);
@@ -292,7 +397,7 @@ impl DirFile for SimFile {
 
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         let mut state = self.disk.state();
-        let content = state.content(self.inode);
+        let content = &mut state.contents[self.inode];
         let write = Write::At(at as usize, bytes.to_vec());
         apply(&mut content.cached, &write);
         content.pending.push(write);
@@ -300,8 +405,8 @@ impl DirFile for SimFile {
     }
 
     fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
-        let mut state = self.disk.state();
-        let cached = &state.content(self.inode).cached;
+        let state = self.disk.state();
+        let cached = &state.contents[self.inode].cached;
         let from = cached.len().min(at as usize);
         let len = buf.len().min(cached.len() - from);
         buf[..len].copy_from_slice(&cached[from..from + len]);
@@ -309,13 +414,13 @@ impl DirFile for SimFile {
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.disk.state().content(self.inode).cached.len() as u64)
+        Ok(self.disk.state().contents[self.inode].cached.len() as u64)
     }
 
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.disk.state();
         let synced = state.may_sync();
-        let content = state.content(self.inode);
+        let content = &mut state.contents[self.inode];
         let pending = std::mem::take(&mut content.pending);
         if synced.is_ok() {
             for write in &pending {
@@ -327,103 +432,10 @@ impl DirFile for SimFile {
 
     fn truncate(&self, len: u64) -> io::Result<()> {
         let mut state = self.disk.state();
-        let content = state.content(self.inode);
+        let content = &mut state.contents[self.inode];
         let write = Write::Cut(len as usize);
         apply(&mut content.cached, &write);
         content.pending.push(write);
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use quorate_log::{LogOptions, PartitionLog, RecoveryContext};
-    use quorate_record::{BatchBuilder, Compression};
-    use quorate_types::{LeaderEpoch, Offset, Timestamp};
-    use rand::SeedableRng;
-
-    use super::*;
-
-    fn disk_with(synced: &[u8], unsynced: &[u8]) -> SimDisk {
-        let disk = SimDisk::default();
-        disk.create_dir("d").unwrap();
-        disk.sync_dir("").unwrap();
-        let file = disk.open("d/f", OpenMode::Append).unwrap();
-        file.append(&[synced]).unwrap();
-        file.sync_data().unwrap();
-        disk.sync_dir("d").unwrap();
-        file.append(&[unsynced]).unwrap();
-        disk
-    }
-
-    #[test]
-    fn what_was_synced_survives_a_power_loss_and_the_rest_may_be_torn() {
-        let (mut whole, mut none, mut torn) = (0, 0, 0);
-        for seed in 0..200 {
-            let disk = disk_with(b"synced", &[7; 300]);
-            disk.lose_power(&mut StdRng::seed_from_u64(seed));
-            let left = disk.durable_files("d")[0].1.clone();
-            assert!(left.starts_with(b"synced"));
-            match &left[6..] {
-                [] => none += 1,
-                rest if rest == [7; 300] => whole += 1,
-                _ => torn += 1,
-            }
-        }
-        assert!(whole > 0 && none > 0 && torn > 0, "{whole} {none} {torn}");
-    }
-
-    #[test]
-    fn a_name_that_was_not_synced_may_be_gone_with_its_synced_content() {
-        let mut gone = 0;
-        for seed in 0..50 {
-            let disk = disk_with(b"a", b"");
-            let file = disk.open("d/new", OpenMode::Append).unwrap();
-            file.append(&[b"b"]).unwrap();
-            file.sync_data().unwrap();
-            assert_eq!(disk.durable_files("d").len(), 1);
-            disk.lose_power(&mut StdRng::seed_from_u64(seed));
-            gone += u32::from(disk.list("d").unwrap().len() == 1);
-        }
-        assert!(gone > 0 && gone < 50, "{gone}");
-    }
-
-    #[test]
-    fn what_a_failed_sync_dropped_is_never_durable() {
-        let disk = disk_with(b"a", b"b");
-        let file = disk.open("d/f", OpenMode::Append).unwrap();
-        disk.fail_syncs(1);
-        assert!(file.sync_data().is_err());
-        file.append(&[b"c"]).unwrap();
-        file.sync_data().unwrap();
-        assert_eq!(disk.durable_files("d")[0].1, b"a\0c");
-        let mut cached = [0; 3];
-        file.read_at(&mut cached, 0).unwrap();
-        assert_eq!(&cached, b"abc");
-    }
-
-    #[test]
-    fn a_log_opened_after_a_failed_sync_is_on_the_disk() {
-        let disk = SimDisk::default();
-        let open = || {
-            let cx = RecoveryContext { same_boot: true };
-            let disk = Arc::new(disk.clone());
-            PartitionLog::open(disk, "logs/t-0", LogOptions::default(), cx)
-                .unwrap()
-                .0
-        };
-        let mut log = open();
-        let mut batch = BatchBuilder::new(Compression::None);
-        batch.push(Timestamp::from_millis(0), None, Some(b"v"), &[]);
-        let now = Timestamp::from_millis(0);
-        let batch = batch.build().stamped(Offset::ZERO, LeaderEpoch::new(1));
-        log.append(&batch, now).unwrap();
-        disk.fail_syncs(1);
-        assert!(log.start_flush().unwrap().run().error.is_some());
-        // Killed before it could be told.
-        drop(log);
-        assert_eq!(open().flushed_end(), Offset::new(1));
-        disk.lose_power(&mut StdRng::seed_from_u64(1));
-        assert_eq!(open().log_end(), Offset::new(1));
     }
 }

@@ -1,25 +1,41 @@
-//! The seeded simulator: three nodes, one partition and its registration, on the shipped log, the
-//! shipped replication cores and the shipped metadata image. Network, disk, clock, quorum,
-//! controller and clients are simulated, with delay, loss, reordering, crashes, pauses, power loss
-//! of what was not synced, failing and stalling syncs. After every step each invariant's checker
-//! looks. One seed gives one run, always the same.
+//! The seeded simulator: a whole cluster in one thread. Brokers with several partitions on the
+//! shipped log and the shipped replication cores, controllers with the shipped `Liveness`, the
+//! shipped metadata image. Network, disks, clocks, the quorum's log, the broker's shell and clients
+//! are simulated, with delay, loss, repetition, reordering, crashes, pauses, power loss of what was
+//! not synced, failing and stalling syncs, flipped bits, replaced disks, drifting clocks. After
+//! every step each invariant's checker looks. One seed gives one run, always the same.
 //!
-//! Not simulated yet: several partitions, wiped disks, flipped bits, drifting clocks, changes of
-//! settings, deleted topics, and the shell around the cores.
+//! Not simulated: Raft itself (the quorum is one log that everybody agrees on), groups and their
+//! offsets, reassignment, and the shell's threads.
 
+mod bring_up;
 mod clients;
+mod clock;
 mod controller;
+mod cores;
+mod counts;
 mod disk;
+#[cfg(test)]
+mod disk_tests;
 mod faults;
+mod hosting;
 mod invariants;
 mod network;
-mod process;
+mod node;
+mod plan;
 mod quorum;
+mod replica;
+mod schedule;
 mod seeds;
+mod session;
+mod settle;
 mod sight;
+mod streams;
+mod topics;
 mod trace;
+mod watched;
 mod world;
 
+pub use counts::Counts;
 pub use disk::SimDisk;
-pub use seeds::{Failure, Totals, first_failure, run, seeds_from_environment};
-pub use world::Run;
+pub use seeds::{Failure, Run, Totals, first_failure, run, seeds_from_environment};

@@ -1,23 +1,31 @@
 //! The metadata quorum as a log that everybody agrees on: proposals reach it late, twice or never,
-//! its answers get lost, and each node's image lags behind by its own time. The image and its
-//! commands are the shipped ones.
+//! its answers get lost, each node's image lags behind by its own time, and its leader changes. The
+//! image and its commands are the shipped ones.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate_metadata::{Command, Envelope, LogId, MetadataImage, Origin, Outcome, Registration};
-use quorate_replication::{Faults, ProposalResult};
-use quorate_types::{ErrorCode, Incarnation, NodeId, RaftIndex, Term, Timestamp};
+use quorate_metadata::{Command, Delta, Envelope, LogId, MetadataImage, Origin, Outcome};
+use quorate_replication::ProposalResult;
+use quorate_types::{Incarnation, NodeId, RaftIndex, Term, Timestamp};
 use rand::Rng;
+use rand::seq::IndexedRandom;
 
-use super::process::Asked;
-use super::world::{PARTITION, Scheduled, World, ms};
+use super::invariants::Entry;
+use super::network::Traffic;
+use super::node::Asked;
+use super::schedule::{Scheduled, ms, us};
+use super::trace::note;
+use super::world::World;
 
 /// How long a node waits for the outcome of a proposal.
-const PROPOSAL_TIMEOUT: Duration = ms(800);
+const PROPOSAL_TIMEOUT: Duration = ms(40);
+/// Nodes that have a controller: the first ones.
+const CONTROLLERS: u32 = 3;
 
-/// The origin of the active controller's own commands and of the test's.
-pub(super) const CONTROLLER: Origin = Origin {
+/// The origin of what comes from outside of the cluster.
+const OUTSIDE: Origin = Origin {
     node: NodeId::new(100),
     incarnation: Incarnation {
         start: 1,
@@ -25,12 +33,22 @@ pub(super) const CONTROLLER: Origin = Origin {
     },
 };
 
+/// Who leads, as a term's election made known.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Announced {
+    pub(super) term: Term,
+    pub(super) leader: Option<NodeId>,
+}
+
 pub(super) struct Quorum {
     /// The image after each entry; the first one is empty.
     pub(super) images: Vec<Arc<MetadataImage>>,
-    pub(super) term: u64,
+    /// As it is in truth.
+    pub(super) announced: Announced,
     /// Nothing is applied before.
     pub(super) available_at: Duration,
+    /// Proposals that were applied: origin and sequence.
+    applied: BTreeSet<(NodeId, u64, u64, u64)>,
     next_sequence: u64,
 }
 
@@ -38,8 +56,9 @@ impl Quorum {
     pub(super) fn new() -> Self {
         Self {
             images: vec![Arc::new(MetadataImage::new())],
-            term: 1,
+            announced: Announced::default(),
             available_at: Duration::ZERO,
+            applied: BTreeSet::new(),
             next_sequence: 0,
         }
     }
@@ -54,14 +73,84 @@ impl Quorum {
         self.images.len() - 1
     }
 
-    pub(super) fn registration(&self) -> Option<&Registration> {
-        self.latest().partition(&PARTITION).map(|arc| &**arc)
+    fn next_place(&self) -> LogId {
+        LogId {
+            term: self.announced.term,
+            index: RaftIndex::new(self.images.len() as u64),
+        }
     }
 }
 
-impl<F: Faults> World<F> {
-    /// Sends a proposal of a node's process on its way.
-    pub(super) fn propose(&mut self, node: NodeId, asked: Asked, command: Command) {
+impl World {
+    /// Elects a leader of the quorum: any controller that lives.
+    pub(super) fn elect(&mut self) {
+        let up = |node: &NodeId| {
+            let process = self.process(*node).filter(|process| !process.paused);
+            // A replaced disk is that of a new voter, who must be admitted first.
+            process.is_some() && !self.is_cut_off(*node) && !self.node(*node).wiped
+        };
+        let controllers = (1..=CONTROLLERS).map(NodeId::new);
+        let candidates: Vec<NodeId> = controllers.filter(up).collect();
+        let Some(leader) = candidates.choose(&mut self.rng).copied() else {
+            return self.leader_is_missed();
+        };
+        self.quorum.announced = Announced {
+            term: self.quorum.announced.term.next(),
+            leader: Some(leader),
+        };
+        let announced = self.quorum.announced;
+        note!(
+            self,
+            None,
+            "the quorum's term {}: node {leader} leads",
+            announced.term
+        );
+        let mut image = MetadataImage::clone(self.quorum.latest());
+        image.apply_blank(self.quorum.next_place());
+        self.publish(image);
+        for node in self.node_ids() {
+            let life = self.life(node);
+            if life == 0 {
+                continue;
+            }
+            // An old leader may go on believing for a while.
+            let late = !self.settling && self.rng.random_bool(0.25);
+            let wait = if late {
+                ms(self.rng.random_range(1..120))
+            } else {
+                self.delay()
+            };
+            self.at(
+                wait,
+                Scheduled::TermLearned {
+                    node,
+                    life,
+                    announced,
+                },
+            );
+        }
+    }
+
+    /// Another leader will be elected, unless one is by then.
+    pub(super) fn leader_is_missed(&mut self) {
+        let term = self.quorum.announced.term;
+        let wait = ms(self.rng.random_range(2..40));
+        self.at(wait, Scheduled::Elect { term });
+    }
+
+    /// How long until the quorum can decide.
+    pub(super) fn quorum_wait(&self) -> Duration {
+        self.quorum.available_at.saturating_sub(self.now)
+    }
+
+    /// Sends a proposal of a node's process on its way; `required` is the term it is bound to.
+    pub(super) fn propose(
+        &mut self,
+        node: NodeId,
+        asked: Asked,
+        required: Option<Term>,
+        command: Command,
+    ) {
         let Some(process) = self.process_mut(node) else {
             return;
         };
@@ -72,7 +161,7 @@ impl<F: Faults> World<F> {
             node,
             incarnation: process.incarnation,
         };
-        let envelope = self.envelope(origin, sequence, None, command);
+        let envelope = self.envelope(origin, sequence, required, command);
         self.at(
             PROPOSAL_TIMEOUT,
             Scheduled::ProposalTimeout {
@@ -81,16 +170,29 @@ impl<F: Faults> World<F> {
                 sequence,
             },
         );
-        self.send_proposal(envelope);
+        let leader = self.quorum.announced.leader;
+        let reached = leader.is_some_and(|leader| {
+            self.network
+                .blocked(node, leader, Traffic::Control, self.now)
+                .is_none()
+        });
+        if reached {
+            self.send_proposal(envelope);
+        }
     }
 
-    /// Sends a command of the controller's own, for its present term.
-    pub(super) fn propose_as_controller(&mut self, command: Command) {
+    /// A proposal of an operator; `late` ones come when they like.
+    pub(super) fn propose_from_outside(&mut self, command: Command, late: bool) {
         self.quorum.next_sequence += 1;
         let sequence = self.quorum.next_sequence;
-        let term = Some(Term::new(self.quorum.term));
-        let envelope = self.envelope(CONTROLLER, sequence, term, command);
-        self.send_proposal(envelope);
+        let envelope = self.envelope(OUTSIDE, sequence, None, command);
+        let late = if late {
+            ms(self.rng.random_range(0..40))
+        } else {
+            Duration::ZERO
+        };
+        let wait = late + self.delay();
+        self.at(wait, Scheduled::ProposalArrives(Box::new(envelope)));
     }
 
     fn envelope(
@@ -112,74 +214,116 @@ impl<F: Faults> World<F> {
     fn send_proposal(&mut self, envelope: Envelope) {
         let lossy = !self.settling;
         if lossy && self.rng.random_bool(0.05) {
-            self.note(&format!("proposal lost: {}", short(&envelope)));
+            note!(self, None, "proposal lost: {}", short(&envelope));
             return;
         }
-        if lossy && self.rng.random_bool(0.08) {
-            let later = self.delay() + ms(self.rng.random_range(0..3_000));
-            self.at(later, Scheduled::ProposalArrives(envelope.clone()));
+        if lossy && self.rng.random_bool(0.1) {
+            let later = self.delay() + us(self.rng.random_range(0..150_000));
+            let again = Scheduled::ProposalArrives(Box::new(envelope.clone()));
+            self.at(later, again);
         }
-        let delay = self.delay();
-        self.at(delay, Scheduled::ProposalArrives(envelope));
+        let slow = lossy && self.rng.random_bool(0.08);
+        let late = us(if slow {
+            self.rng.random_range(0..80_000)
+        } else {
+            0
+        });
+        let delay = late + self.delay();
+        self.at(delay, Scheduled::ProposalArrives(Box::new(envelope)));
     }
 
     /// A proposal reaches the leader of the quorum.
-    pub(super) fn proposal_arrives(&mut self, envelope: Envelope) {
-        if self.now < self.quorum.available_at {
-            let wait = self.quorum.available_at - self.now + self.delay();
-            self.at(wait, Scheduled::ProposalArrives(envelope));
+    pub(super) fn proposal_arrives(&mut self, envelope: Box<Envelope>) {
+        if self.is_of_replaced_disk(&envelope) {
             return;
         }
-        let mut image = MetadataImage::clone(self.quorum.latest());
-        let at = LogId {
-            term: Term::new(self.quorum.term),
-            index: RaftIndex::new(self.quorum.images.len() as u64),
-        };
-        let applied = image.apply(&envelope, at);
-        self.quorum.images.push(Arc::new(image));
-        let outcome = applied.outcomes.into_iter().next();
-        self.note(&format!(
-            "quorum applies {}: {} -> {}",
+        let wait = self.quorum_wait();
+        if wait > Duration::ZERO {
+            let wait = wait + self.delay();
+            return self.at(wait, Scheduled::ProposalArrives(envelope));
+        }
+        let outcome = self.apply(&envelope);
+        if self.settling || !self.rng.random_bool(0.05) {
+            let delay = self.delay();
+            let Origin { node, incarnation } = envelope.origin;
+            let answered = Scheduled::ProposalAnswered {
+                node,
+                incarnation,
+                sequence: envelope.sequence,
+                outcome: Box::new(outcome),
+            };
+            self.at(delay, answered);
+        }
+    }
+
+    /// What a process had under way when its node's disk was replaced is lost. Applied after the new
+    /// disk's registration it would be taken for that of a newer life, and lock the node out: starts
+    /// are counted on the disk. Disks are not replaced within the time that a proposal is tried.
+    fn is_of_replaced_disk(&self, envelope: &Envelope) -> bool {
+        let node = self.nodes.get(&envelope.origin.node);
+        node.is_some_and(|node| node.retired.contains(&envelope.origin.incarnation))
+    }
+
+    fn apply(&mut self, envelope: &Envelope) -> Outcome {
+        let before = Arc::clone(self.quorum.latest());
+        let mut image = MetadataImage::clone(&before);
+        let at = self.quorum.next_place();
+        let Incarnation { start, random } = envelope.origin.incarnation;
+        let proposed = (envelope.origin.node, start, random, envelope.sequence);
+        let repeat = !self.quorum.applied.insert(proposed);
+        let mut applied = (self.cores.apply)(&mut image, envelope, at);
+        let outcome = applied.outcomes.pop().unwrap_or(Outcome::Done);
+        note!(
+            self,
+            None,
+            "quorum applies {}/{}: {} -> {}",
             at.index,
-            short(&envelope),
-            outcome.as_ref().map_or("nothing".to_owned(), |o| match o {
+            at.term,
+            short(envelope),
+            match &outcome {
                 Outcome::Refused(refusal) => refusal.code.to_string(),
                 other => format!("{other:?}"),
-            })
-        ));
-        if let Some(registration) = self.quorum.registration() {
-            let state = format!(
-                "  registration: leader {:?} epoch {} isr {:?} partition epoch {}, on disks {}",
-                registration.leader,
-                registration.leader_epoch,
-                registration.isr,
-                registration.partition_epoch,
-                registration.fsync_established
-            );
-            self.page_cache = !registration.fsync_established;
-            self.note(&state);
+            }
+        );
+        let entry = Entry {
+            before: &before,
+            after: &image,
+            envelope,
+            at,
+            outcome: &outcome,
+            repeat,
+        };
+        for checker in &mut self.entry_checkers {
+            if let Err((partition, why)) = checker.check(&entry) {
+                let what = format!("{}: {why}", checker.name());
+                self.violation.get_or_insert((partition, what));
+            }
         }
+        self.publish(image);
+        outcome
+    }
+
+    /// The image with the next entry in it is on its way to everybody.
+    fn publish(&mut self, image: MetadataImage) {
+        let before = Arc::clone(self.quorum.latest());
+        let image = Arc::new(image);
+        self.quorum.images.push(Arc::clone(&image));
+        let index = self.quorum.index();
+        let leader = self.quorum.announced.leader;
         for node in self.node_ids() {
-            let lag = self.image_lag(node);
-            let index = self.quorum.index();
-            self.at(lag, Scheduled::ImageArrives { node, index });
+            let life = self.life(node);
+            if life == 0 {
+                continue;
+            }
+            let blocked = leader.and_then(|leader| {
+                self.network
+                    .blocked(leader, node, Traffic::Control, self.now)
+            });
+            let blocked = blocked.unwrap_or_default().saturating_sub(self.now);
+            let lag = blocked + self.image_lag(node);
+            self.at(lag, Scheduled::ImageArrives { node, life, index });
         }
-        if let Some(outcome) = outcome
-            && (self.settling || !self.rng.random_bool(0.05))
-        {
-            let delay = self.delay();
-            let (node, incarnation) = (envelope.origin.node, envelope.origin.incarnation);
-            self.at(
-                delay,
-                Scheduled::ProposalAnswered {
-                    node,
-                    incarnation,
-                    sequence: envelope.sequence,
-                    outcome,
-                },
-            );
-        }
-        self.look(None, None);
+        self.committed(&before, &image, &Delta::between(&before, &image));
     }
 
     /// An outcome comes back to the process that proposed, if that is still the same.
@@ -190,57 +334,57 @@ impl<F: Faults> World<F> {
         sequence: u64,
         outcome: Outcome,
     ) {
-        let Some(process) = self.process_mut(node) else {
+        let process = self.process_mut(node);
+        let Some(process) = process.filter(|p| p.incarnation == incarnation) else {
             return;
         };
-        if process.incarnation != incarnation {
-            return;
-        }
         match process.waiting.remove(&sequence) {
             None => {}
             Some(Asked::Registration) => match outcome {
                 Outcome::Registered { epoch } => self.registered(node, epoch),
                 refused => {
-                    self.note(&format!("node {node}: not registered: {refused:?}"));
+                    note!(self, None, "node {node}: not registered: {refused:?}");
                     let life = self.life(node);
-                    self.at(ms(100), Scheduled::Register { node, life });
+                    self.at(ms(10), Scheduled::Register { node, life });
                 }
             },
-            Some(Asked::Replica(id)) => {
+            Some(Asked::Replica(id, number)) => {
                 let result = match outcome {
                     Outcome::Refused(refusal) => ProposalResult::Refused(refusal.code),
                     _ => ProposalResult::Applied,
                 };
-                self.proposed(node, id, result);
+                self.proposed(node, id, number, result);
             }
-            Some(Asked::Shutdown) => {
-                if let Outcome::Refused(refusal) = outcome
-                    && refusal.code != ErrorCode::StaleProposal
-                {
-                    self.note(&format!("node {node}: no shutdown: {}", refusal.message));
-                }
-            }
+            Some(Asked::Unmade(_)) => {}
+            Some(Asked::Controller(term, about)) => self.controller_proposed(node, term, about),
         }
     }
 
-    /// Nobody has answered in time.
-    pub(super) fn proposal_timed_out(&mut self, node: NodeId, sequence: u64) {
+    /// Nobody has answered in time; says whether anybody waited.
+    pub(super) fn proposal_timed_out(&mut self, node: NodeId, sequence: u64) -> bool {
         let Some(process) = self.process_mut(node) else {
-            return;
+            return false;
         };
         let life = process.life;
         match process.waiting.remove(&sequence) {
-            None | Some(Asked::Shutdown) => {}
-            Some(Asked::Registration) => self.at(ms(20), Scheduled::Register { node, life }),
-            Some(Asked::Replica(id)) => self.proposed(node, id, ProposalResult::Unknown),
+            None => return false,
+            Some(Asked::Registration) => self.at(ms(2), Scheduled::Register { node, life }),
+            Some(Asked::Replica(id, number)) => {
+                self.proposed(node, id, number, ProposalResult::Unknown);
+            }
+            Some(Asked::Unmade(id)) => {
+                process.unmade.tell(&id, false);
+            }
+            Some(Asked::Controller(term, about)) => self.controller_proposed(node, term, about),
         }
+        true
     }
 
     /// Applies a command at once: how a run begins.
-    pub(super) fn apply_now(&mut self, command: Command) {
+    pub(super) fn apply_now(&mut self, command: Command) -> Outcome {
         self.quorum.next_sequence += 1;
-        let envelope = self.envelope(CONTROLLER, self.quorum.next_sequence, None, command);
-        self.proposal_arrives(envelope);
+        let envelope = self.envelope(OUTSIDE, self.quorum.next_sequence, None, command);
+        self.apply(&envelope)
     }
 }
 
@@ -253,7 +397,8 @@ fn short(envelope: &Envelope) -> String {
             register.damaged.len()
         ),
         Command::AlterPartition(alter) => format!(
-            "alter partition by node {} at {}/{} to {:?}",
+            "alter {} by node {} at {}/{} to {:?}{}",
+            super::trace::named(alter.partition),
             alter.leader,
             alter.leader_epoch,
             alter.partition_epoch,
@@ -261,9 +406,22 @@ fn short(envelope: &Envelope) -> String {
                 .isr
                 .iter()
                 .map(|(node, _)| node.get())
-                .collect::<Vec<_>>()
+                .collect::<Vec<_>>(),
+            if alter.fsync_established {
+                " on disks"
+            } else {
+                ""
+            }
         ),
         other => format!("{other:?}"),
     };
-    format!("{command} [{}#{}]", envelope.origin.node, envelope.sequence)
+    let required = envelope
+        .required_term
+        .map(|term| format!(" for term {term}"));
+    format!(
+        "{command} [{}#{}]{}",
+        envelope.origin.node,
+        envelope.sequence,
+        required.unwrap_or_default()
+    )
 }

@@ -6,9 +6,28 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use quorate_replication::Faults;
+use quorate_types::{Faults, TopicPartition};
 
-use super::world::{Run, World};
+use super::cores::Cores;
+use super::counts::Counts;
+use super::trace::{Line, named, shortened};
+use super::world::World;
+
+/// Steps of a run while faults strike, unless `STEPS` says otherwise.
+const STEPS: u64 = 500;
+
+/// What a run came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// The invariant that broke, and how; the partition, where it is of one.
+    pub violation: Option<(Option<TopicPartition>, String)>,
+    /// A hash over everything that happened.
+    pub hash: u64,
+    /// What happened, where that was asked for.
+    pub lines: Vec<Line>,
+    /// How often what happened.
+    pub counts: Counts,
+}
 
 /// A seed that broke an invariant.
 #[derive(Debug, Clone)]
@@ -17,8 +36,15 @@ pub struct Failure {
     pub seed: u64,
     /// The invariant, and how it broke.
     pub violation: String,
-    /// The end of the trace.
-    pub tail: String,
+    /// The end of the trace, of the partition and of the nodes.
+    pub trace: String,
+    steps: u64,
+}
+
+fn number(name: &str) -> Option<u64> {
+    let given = std::env::var(name).ok()?;
+    let number = given.parse();
+    Some(number.unwrap_or_else(|_| panic!("{name}={given}: expected a number")))
 }
 
 /// The seeds to run: those of `SEEDS=FROM..TO`, or `default`.
@@ -35,27 +61,44 @@ pub fn seeds_from_environment(default: Range<u64>) -> Range<u64> {
     range.unwrap_or_else(|| panic!("SEEDS={given}: expected FROM..TO, for example 0..1000"))
 }
 
-/// Runs one seed. A panic of the code under test is a violation like any other.
-pub fn run<F: Faults>(seed: u64) -> Run {
-    let whole = std::env::var_os("SIM_TRACE").is_some();
-    let mut world = World::<F>::new(seed, whole);
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| world.run())) {
-        let text = panic.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
-        world.violate(format!("panic: {}", text.unwrap_or_default()));
-    }
-    world.report()
+/// Runs one seed; keeps every line of its trace where `traced`. A panic of the code under test is a
+/// violation like any other.
+pub fn run<F: Faults>(seed: u64, traced: bool) -> Run {
+    run_cores(Cores::of::<F>(), seed, traced)
 }
 
-fn run_to_failure<F: Faults>(seed: u64) -> Result<Run, Failure> {
-    let run = run::<F>(seed);
-    match run.violation.clone() {
-        None => Ok(run),
-        Some(violation) => Err(Failure {
-            seed,
-            violation,
-            tail: run.tail,
-        }),
+fn run_cores(cores: Cores, seed: u64, traced: bool) -> Run {
+    let steps = number("STEPS").unwrap_or(STEPS);
+    let mut world = World::new(seed, cores, traced);
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| world.run(steps))) {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+        world.violate(None, format!("panic: {}", text.unwrap_or_default()));
+    }
+    Run {
+        violation: world.violation.take(),
+        hash: world.trace.hash(),
+        counts: world.counts,
+        lines: world.trace.into_lines(),
+    }
+}
+
+/// Runs the seed of a failure again for its trace, whole where `SIM_TRACE` is set.
+fn explain(cores: Cores, seed: u64) -> Failure {
+    let run = run_cores(cores, seed, true);
+    let (partition, violation) = run.violation.unwrap_or_default();
+    let trace = if std::env::var_os("SIM_TRACE").is_some() {
+        let lines = run.lines.iter().map(|line| format!("{line}\n"));
+        lines.collect()
+    } else {
+        shortened(&run.lines, partition)
+    };
+    let place = partition.map_or_else(String::new, |id| format!("{}: ", named(id)));
+    Failure {
+        seed,
+        violation: format!("{place}{violation}"),
+        trace,
+        steps: number("STEPS").unwrap_or(STEPS),
     }
 }
 
@@ -64,8 +107,9 @@ fn run_to_failure<F: Faults>(seed: u64) -> Result<Run, Failure> {
 /// # Errors
 /// The failure.
 pub fn first_failure<F: Faults>(seeds: Range<u64>) -> Result<Totals, Box<Failure>> {
+    let cores = Cores::of::<F>();
     let next = AtomicU64::new(seeds.start);
-    let failed: Mutex<Option<Failure>> = Mutex::new(None);
+    let failed = AtomicU64::new(u64::MAX);
     let totals = Mutex::new(Totals::default());
     let threads = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
@@ -73,32 +117,23 @@ pub fn first_failure<F: Faults>(seeds: Range<u64>) -> Result<Totals, Box<Failure
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds.end || failed.lock().is_ok_and(|failed| failed.is_some()) {
+                    if seed >= seeds.end || seed > failed.load(Ordering::Relaxed) {
                         return;
                     }
-                    match run_to_failure::<F>(seed) {
-                        Ok(run) => {
-                            if let Ok(mut totals) = totals.lock() {
-                                totals.add(&run);
-                            }
-                        }
-                        Err(failure) => {
-                            if let Ok(mut failed) = failed.lock()
-                                && failed
-                                    .as_ref()
-                                    .is_none_or(|known| failure.seed < known.seed)
-                            {
-                                *failed = Some(failure);
-                            }
-                        }
+                    let run = run_cores(cores, seed, false);
+                    if run.violation.is_some() {
+                        failed.fetch_min(seed, Ordering::Relaxed);
+                    } else if let Ok(mut totals) = totals.lock() {
+                        totals.seeds += 1;
+                        totals.counts.add(&run.counts);
                     }
                 }
             });
         }
     });
     match failed.into_inner() {
-        Ok(Some(failure)) => Err(Box::new(failure)),
-        _ => Ok(totals.into_inner().unwrap_or_default()),
+        u64::MAX => Ok(totals.into_inner().unwrap_or_default()),
+        seed => Err(Box::new(explain(cores, seed))),
     }
 }
 
@@ -107,31 +142,56 @@ pub fn first_failure<F: Faults>(seeds: Range<u64>) -> Result<Totals, Box<Failure
 pub struct Totals {
     /// Seeds run.
     pub seeds: u64,
-    /// Events handled.
-    pub steps: u64,
-    /// Batches acknowledged with `acks=all`.
-    pub acked: u64,
-    /// Leader epochs begun.
-    pub elections: u64,
+    /// How often what happened in all of them.
+    pub counts: Counts,
 }
 
-impl Totals {
-    fn add(&mut self, run: &Run) {
-        self.seeds += 1;
-        self.steps += run.steps;
-        self.acked += run.acked as u64;
-        self.elections += u64::from(run.elections);
+impl std::fmt::Display for Totals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let seeds = self.seeds.max(1) as f64;
+        let each = |count: u64| count as f64 / seeds;
+        let Counts {
+            steps,
+            faulty,
+            events,
+            faults,
+            acked,
+            elections,
+            unclean,
+            truncations,
+            starts,
+            damaged,
+            deleted,
+        } = self.counts;
+        write!(
+            f,
+            "{} seeds, each: {:.0} steps with faults, {:.0} in all, {:.0} events; {:.1} faults, \
+             {:.1} acknowledged, {:.2} elections, {:.3} unclean, {:.2} truncations, {:.2} starts, \
+             {:.3} damaged, {:.3} topics deleted",
+            self.seeds,
+            each(faulty),
+            each(steps),
+            each(events),
+            each(faults),
+            each(acked),
+            each(elections),
+            each(unclean),
+            each(truncations),
+            each(starts),
+            each(damaged),
+            each(deleted)
+        )
     }
 }
 
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let seed = self.seed;
+        let (seed, steps) = (self.seed, self.steps);
         writeln!(f, "seed {seed}: {}", self.violation)?;
-        f.write_str(&self.tail)?;
+        f.write_str(&self.trace)?;
         write!(
             f,
-            "again, with the whole trace: SIM_TRACE=1 SEEDS={seed}..{} cargo test -p cluster-tests --test sim_partition seeds_hold -- --nocapture",
+            "again, with the whole trace: SIM_TRACE=1 STEPS={steps} SEEDS={seed}..{} cargo test -p cluster-tests --test sim_cluster seeds_hold -- --nocapture",
             seed + 1
         )
     }

@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hasher};
 
-use quorate_log::PartitionLog;
 use quorate_metadata::Registration;
 use quorate_record::{Batch, BatchHeader};
-use quorate_replication::{Faults, Replica, Status};
-use quorate_types::{LeaderEpoch, NodeId};
+use quorate_replication::Status;
+use quorate_types::{LeaderEpoch, NodeId, Offset};
 
+use super::cores::{Core, Positions};
 use super::disk::SimDisk;
 
 /// A batch as a log holds it.
@@ -55,20 +55,31 @@ pub fn payload_of(batch: &Batch) -> u32 {
         .fold(0, |sum, byte| sum << 8 | u32::from(*byte))
 }
 
+/// How far a log's files were found whole.
+#[derive(Debug, Clone, Default)]
+struct Durable {
+    /// The segment that was looked at last.
+    segment: String,
+    position: usize,
+    end: u64,
+}
+
 /// A living replica.
 pub struct Seen {
     /// Of which process.
     pub life: u64,
-    /// The process is registered.
-    pub registered: bool,
+    /// What its disk has lost or may have lost the quorum has not been told yet (R9).
+    pub unsaid: bool,
     /// What it is.
     pub status: Status,
-    /// Its log by first offset.
-    pub batches: BTreeMap<u64, SeenBatch>,
-    /// Batches from here on were not there at the last look.
-    pub new_from: u64,
+    /// Its log, in order.
+    pub batches: Vec<SeenBatch>,
+    /// How many of them were there at the last look.
+    pub known: usize,
     /// Its log's end.
     pub log_end: u64,
+    /// Its log's start.
+    pub log_start: u64,
     /// What it says is on its disk.
     pub flushed: u64,
     /// What is on its disk, where it was looked at in this step.
@@ -77,91 +88,147 @@ pub struct Seen {
     pub high_watermark: u64,
     /// Truncations of its log in this life.
     pub generation: u64,
+    on_disk: Durable,
 }
 
 impl Seen {
-    /// Looks at a replica; `before` is what was seen of the same process.
-    pub fn look<F: Faults>(
-        replica: &Replica<SimDisk, F>,
-        (life, registered): (u64, bool),
-        before: Option<Self>,
-        disk: &SimDisk,
-        folder: &str,
-    ) -> Self {
-        let log = replica.log();
-        let generation = log.generation();
-        let before = before.filter(|seen| seen.life == life && seen.generation == generation);
-        let (mut batches, from, flushed_before) = match before {
-            Some(seen) => (seen.batches, seen.log_end, Some(seen.flushed)),
-            None => (BTreeMap::new(), log.log_start().get(), None),
-        };
-        read(log, from, &mut batches);
-        let flushed = log.flushed_end().get();
+    /// A replica that was not seen in this life yet.
+    pub(super) fn new(life: u64) -> Self {
         Self {
             life,
-            registered,
-            status: replica.status(),
-            batches,
-            new_from: from,
-            log_end: log.log_end().get(),
-            flushed,
-            durable: (flushed_before != Some(flushed)).then(|| durable_end(disk, folder)),
-            high_watermark: log.high_watermark().get(),
-            generation,
+            unsaid: false,
+            status: Status::Idle,
+            batches: Vec::new(),
+            known: 0,
+            log_end: 0,
+            log_start: 0,
+            flushed: 0,
+            durable: None,
+            high_watermark: 0,
+            generation: 0,
+            on_disk: Durable::default(),
         }
+    }
+
+    /// Looks at the replica again.
+    pub(super) fn look(&mut self, core: &dyn Core, unsaid: bool, disk: &SimDisk, folder: &str) {
+        let Positions {
+            start,
+            end,
+            flushed,
+            high_watermark,
+            generation,
+        } = core.positions();
+        let first = self.log_end == 0;
+        if generation != self.generation {
+            // What was cut and appended again within one step would look the same by its offsets.
+            self.batches.clear();
+            self.on_disk = Durable::default();
+        }
+        self.known = self.batches.len();
+        let from = self.batches.last().map_or(start, |batch| batch.end);
+        read(core, from, end, &mut self.batches);
+        self.durable = None;
+        if flushed != self.flushed || generation != self.generation || first {
+            self.on_disk.advance(disk, folder, start);
+            self.durable = Some(self.on_disk.end);
+        }
+        self.unsaid = unsaid;
+        self.status = core.status();
+        self.log_start = start;
+        self.log_end = end;
+        self.flushed = flushed;
+        self.high_watermark = high_watermark;
+        self.generation = generation;
     }
 
     /// The batches that were not there at the last look.
-    pub fn new_batches(&self) -> impl Iterator<Item = &SeenBatch> {
-        self.batches.range(self.new_from..).map(|(_, batch)| batch)
+    pub fn new_batches(&self) -> &[SeenBatch] {
+        &self.batches[self.known..]
     }
 
-    /// Whether the log has this very batch.
+    /// The epoch that it leads at.
+    pub fn leads_at(&self) -> Option<LeaderEpoch> {
+        match self.status {
+            Status::Leader { epoch, .. } => Some(epoch),
+            _ => None,
+        }
+    }
+
+    /// Whether the log has this very batch, or had it below its start.
     pub fn holds(&self, acked: &Acked) -> bool {
-        self.batches
-            .get(&acked.base)
-            .is_some_and(|batch| batch.end == acked.end && batch.payload == acked.payload)
-    }
-}
-
-fn read(log: &PartitionLog<SimDisk>, mut from: u64, into: &mut BTreeMap<u64, SeenBatch>) {
-    let reader = log.reader();
-    while from < log.log_end().get() {
-        let bytes = reader
-            .read(quorate_types::Offset::new(from), log.log_end(), 64 << 10)
-            .expect("a log can be read");
-        for batch in Batch::split(bytes).expect("a log holds batches") {
-            from = batch.end_offset().get();
-            into.insert(batch.base_offset().get(), SeenBatch::of(&batch));
+        if acked.end <= self.log_start {
+            return true;
         }
+        let batch = self.batch_at(acked.base);
+        batch.is_some_and(|batch| batch.end == acked.end && batch.payload == acked.payload)
+    }
+
+    /// The batch that begins there.
+    pub fn batch_at(&self, base: u64) -> Option<&SeenBatch> {
+        let at = self.batches.binary_search_by_key(&base, |batch| batch.base);
+        at.ok().map(|at| &self.batches[at])
     }
 }
 
-/// Where the run of whole batches ends that a power loss would leave. Reads the files by itself:
-/// recovery is not asked.
-fn durable_end(disk: &SimDisk, folder: &str) -> u64 {
-    let mut end = 0;
-    for (name, bytes) in disk.durable_files(folder) {
-        let Some(base) = name.strip_suffix(".log") else {
-            continue;
+/// Reads what is new; ends early where a file cannot be read any more.
+fn read(core: &dyn Core, mut from: u64, end: u64, into: &mut Vec<SeenBatch>) {
+    while from < end {
+        let read = core.read(Offset::new(from), Offset::new(end), 64 << 10);
+        let Ok(batches) = read.map(|bytes| Batch::split(bytes).expect("a log holds batches"))
+        else {
+            return;
         };
-        if base.parse() != Ok(end) {
-            break;
-        }
-        let mut at = 0;
-        while let Some(batch) = batch_at(&bytes, at) {
-            if batch.base_offset().get() != end {
-                return end;
-            }
-            at += batch.size();
-            end = batch.end_offset().get();
+        for batch in &batches {
+            from = batch.end_offset().get();
+            into.push(SeenBatch::of(batch));
         }
     }
-    end
+}
+
+impl Durable {
+    /// Goes on to where the run of whole batches ends that a power loss would leave. Reads the files
+    /// by itself: recovery is not asked.
+    fn advance(&mut self, disk: &SimDisk, folder: &str, log_start: u64) {
+        let mut ended = false;
+        let from = self.segment.clone();
+        if from.is_empty() {
+            self.end = log_start;
+        }
+        disk.look_at_durable(folder, &from, |name, bytes| {
+            let Some(base) = name.strip_suffix(".log") else {
+                return;
+            };
+            if ended {
+                return;
+            }
+            if name != self.segment {
+                let begins = base.parse::<u64>();
+                // Segments below the log's start may be there still.
+                let below = self.end == log_start;
+                let follows =
+                    begins == Ok(self.end) || below && begins.is_ok_and(|base| base <= log_start);
+                if !follows {
+                    ended = true;
+                    return;
+                }
+                self.segment = name.to_owned();
+                self.position = 0;
+            }
+            while let Some(batch) = batch_at(bytes, self.position) {
+                if batch.base_offset().get() > self.end {
+                    ended = true;
+                    return;
+                }
+                self.position += batch.size();
+                self.end = self.end.max(batch.end_offset().get());
+            }
+        });
+    }
 }
 
 fn batch_at(bytes: &[u8], at: usize) -> Option<Batch> {
-    let size = BatchHeader::size_of(&bytes[at..]).ok()?;
+    let size = BatchHeader::size_of(bytes.get(at..)?).ok()?;
     let batch = bytes.get(at..at + size)?;
     Batch::parse(batch.to_vec().into()).ok()
 }
@@ -179,6 +246,18 @@ pub struct Acked {
     pub epoch: LeaderEpoch,
 }
 
+/// An answer with success, as it is given.
+pub struct Answered {
+    /// From which node.
+    pub node: NodeId,
+    /// What.
+    pub acked: Acked,
+    /// The leader epoch that the request named.
+    pub asked_epoch: Option<LeaderEpoch>,
+    /// It was to be on every in-sync replica (`acks=all`).
+    pub all: bool,
+}
+
 /// What a consumer got.
 pub struct Consumed {
     /// From which node.
@@ -187,20 +266,54 @@ pub struct Consumed {
     pub end: u64,
 }
 
-/// The world after a step.
+/// A subscription that a leader has accepted.
+pub struct Accepted {
+    /// The leader.
+    pub node: NodeId,
+    /// The leader epoch that the follower subscribed at.
+    pub asked_epoch: LeaderEpoch,
+}
+
+/// What else happened in a step.
+pub enum Deed {
+    /// A leader has accepted a subscription.
+    Accepted(Accepted),
+    /// Nothing to speak of.
+    None,
+    /// A consumer was given records.
+    Consumed(Consumed),
+    /// A client was told that its batch is in the log.
+    Answered(Answered),
+}
+
+/// An unclean election: the invariants hold from its epoch on.
+#[derive(Debug, Clone, Copy)]
+pub struct Unclean {
+    /// Its leader epoch.
+    pub epoch: LeaderEpoch,
+    /// What lies from there on and is of an older epoch may be lost; none while its leader was not
+    /// seen.
+    pub from: Option<u64>,
+}
+
+/// One partition after a step.
 pub struct Sight<'a> {
     /// Whose replica has stepped; none where the quorum has applied something.
     pub changed: Option<NodeId>,
-    /// The topic's `durability` is `page-cache`.
+    /// What is acknowledged may be in page caches only.
     pub page_cache: bool,
     /// Living replicas.
     pub replicas: &'a BTreeMap<NodeId, Seen>,
     /// The registration as committed.
     pub committed: Option<&'a Registration>,
-    /// Everything acknowledged so far.
+    /// Everything acknowledged so far that binds.
     pub acked: &'a [Acked],
-    /// What was read in this step.
-    pub consumed: Option<Consumed>,
+    /// Changes where something was taken from those.
+    pub history: u64,
+    /// The last unclean election.
+    pub unclean: Option<Unclean>,
+    /// What else happened.
+    pub deed: Deed,
 }
 
 impl Sight<'_> {

@@ -1,56 +1,119 @@
-//! What happened in a run, line by line: its end for people, a hash over all of it for the proof
-//! that a seed gives the same run again.
+//! What happened in a run: a hash over all of it, for the proof that a seed gives the same run
+//! again, and lines for people, made only where somebody will read them.
 
-use std::collections::VecDeque;
-use std::hash::{DefaultHasher, Hasher};
 use std::time::Duration;
 
-/// Lines kept unless all are asked for.
-const TAIL: usize = 80;
+use quorate_types::TopicPartition;
+
+/// Lines shown of a run that failed.
+const SHOWN: usize = 80;
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// When.
+    pub at: Duration,
+    /// The partition that it is about; none: nodes, the quorum.
+    pub partition: Option<TopicPartition>,
+    /// What happened.
+    pub text: String,
+}
 
 /// The trace of one run.
 pub struct Trace {
-    tail: VecDeque<String>,
-    keep: usize,
-    hash: DefaultHasher,
-    lines: u64,
+    lines: Option<Vec<Line>>,
+    hash: u64,
 }
 
 impl Trace {
-    /// An empty trace; `whole` keeps every line.
-    pub fn new(whole: bool) -> Self {
+    /// An empty trace; lines are kept only where `kept`.
+    pub fn new(kept: bool) -> Self {
         Self {
-            tail: VecDeque::new(),
-            keep: if whole { usize::MAX } else { TAIL },
-            hash: DefaultHasher::new(),
-            lines: 0,
+            lines: kept.then(Vec::new),
+            hash: 0,
         }
+    }
+
+    /// Whether lines are kept.
+    pub fn is_kept(&self) -> bool {
+        self.lines.is_some()
     }
 
     /// Adds a line.
-    pub fn note(&mut self, now: Duration, what: &str) {
-        let line = format!("{:>9.3} ms  {what}", now.as_secs_f64() * 1_000.0);
-        self.hash.write(line.as_bytes());
-        self.lines += 1;
-        if self.tail.len() >= self.keep {
-            self.tail.pop_front();
+    pub fn push(&mut self, at: Duration, partition: Option<TopicPartition>, text: String) {
+        if let Some(lines) = &mut self.lines {
+            lines.push(Line {
+                at,
+                partition,
+                text,
+            });
         }
-        self.tail.push_back(line);
     }
 
-    /// A hash over every line so far.
+    /// Adds a number to the hash.
+    pub fn mix(&mut self, number: u64) {
+        let mixed = (self.hash ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.hash = mixed.rotate_left(29);
+    }
+
+    /// A hash over all that happened so far.
     pub fn hash(&self) -> u64 {
-        self.hash.finish()
+        self.hash
     }
 
-    /// The last lines.
-    pub fn tail(&self) -> String {
-        let shown = self.tail.len() as u64;
-        let mut out = format!("({} earlier lines)\n", self.lines - shown);
-        for line in &self.tail {
-            out.push_str(line);
-            out.push('\n');
-        }
-        out
+    /// All lines.
+    pub fn into_lines(self) -> Vec<Line> {
+        self.lines.unwrap_or_default()
     }
 }
+
+/// The last lines, of one partition and of the nodes only where one is given.
+pub fn shortened(lines: &[Line], partition: Option<TopicPartition>) -> String {
+    let concerned: Vec<&Line> = lines
+        .iter()
+        .filter(|line| {
+            line.partition.is_none() || partition.is_none_or(|id| line.partition == Some(id))
+        })
+        .collect();
+    let from = concerned.len().saturating_sub(SHOWN);
+    let mut out = format!(
+        "({} earlier lines)\n",
+        lines.len() - (concerned.len() - from)
+    );
+    for line in &concerned[from..] {
+        out.push_str(&line.to_string());
+        out.push('\n');
+    }
+    out
+}
+
+impl std::fmt::Display for Line {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let millis = self.at.as_secs_f64() * 1_000.0;
+        match self.partition {
+            Some(id) => write!(f, "{millis:>9.3} ms  {}  {}", named(id), self.text),
+            None => write!(f, "{millis:>9.3} ms  {}", self.text),
+        }
+    }
+}
+
+/// A partition in few letters: the topic's number and the partition's.
+pub(super) fn named(id: TopicPartition) -> String {
+    let bytes = id.topic_id.as_bytes();
+    format!(
+        "t{}-{}",
+        u16::from_be_bytes([bytes[14], bytes[15]]),
+        id.partition
+    )
+}
+
+/// Notes a line in a world's trace, where lines are kept.
+macro_rules! note {
+    ($world:expr, $partition:expr, $($text:tt)+) => {
+        if $world.trace.is_kept() {
+            let text = format!($($text)+);
+            $world.trace.push($world.now, $partition, text);
+        }
+    };
+}
+pub(super) use note;

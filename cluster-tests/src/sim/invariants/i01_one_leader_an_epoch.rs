@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 
-use quorate_replication::Status;
 use quorate_types::{LeaderEpoch, NodeId};
 
 use super::Checker;
@@ -24,7 +23,7 @@ impl Checker for OneLeaderAnEpoch {
         let Some((node, seen)) = sight.stepped() else {
             return Ok(());
         };
-        let Status::Leader { epoch, .. } = seen.status else {
+        let Some(epoch) = seen.leads_at() else {
             return Ok(());
         };
         let (first, life) = *self.leaders.entry(epoch).or_insert((node, seen.life));

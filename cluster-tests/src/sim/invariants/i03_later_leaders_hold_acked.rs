@@ -1,20 +1,23 @@
 //! I3: every batch acknowledged with `acks=all` is in the log of every later leader, at the offset
 //! that was acknowledged.
 //!
-//! Not verified: that the answer reached the client; a sent answer counts.
+//! Not verified: that the answer reached the client; a sent answer counts. What was acknowledged
+//! before an unclean election and its leader does not hold.
 
 use std::collections::BTreeMap;
 
-use quorate_replication::Status;
 use quorate_types::{LeaderEpoch, NodeId};
 
 use super::Checker;
 use crate::sim::sight::Sight;
 
+/// Life, generation, epoch, history.
+type When = (u64, u64, LeaderEpoch, u64);
+
 #[derive(Default)]
 pub(super) struct LaterLeadersHoldAcked {
-    /// Of which life, generation and epoch, and how many of the acknowledged were looked up.
-    looked_up: BTreeMap<NodeId, (u64, u64, LeaderEpoch, usize)>,
+    /// Of which life, generation, epoch and history, and how many of the acknowledged were looked up.
+    looked_up: BTreeMap<NodeId, (When, usize)>,
 }
 
 impl Checker for LaterLeadersHoldAcked {
@@ -24,16 +27,22 @@ impl Checker for LaterLeadersHoldAcked {
 
     fn check(&mut self, sight: &Sight<'_>) -> Result<(), String> {
         for (node, seen) in sight.replicas {
-            let Status::Leader { epoch, .. } = seen.status else {
+            let Some(epoch) = seen.leads_at() else {
                 self.looked_up.remove(node);
                 continue;
             };
-            let now = (seen.life, seen.generation, epoch);
+            let now = (seen.life, seen.generation, epoch, sight.history);
             let from = match self.looked_up.get(node) {
-                Some((life, generation, led, count)) if (*life, *generation, *led) == now => *count,
+                Some((then, count)) if *then == now => *count,
                 _ => 0,
             };
+            if from == sight.acked.len() {
+                continue;
+            }
             // What was acknowledged by a later leader than this one it need not have.
+            if sight.unclean.is_some_and(|unclean| epoch < unclean.epoch) {
+                continue;
+            }
             let missing = sight.acked[from..]
                 .iter()
                 .find(|acked| acked.epoch <= epoch && !seen.holds(acked));
@@ -42,8 +51,7 @@ impl Checker for LaterLeadersHoldAcked {
                     "node {node} leads at epoch {epoch} without what was acknowledged: {acked:?}"
                 ));
             }
-            let looked_up = (seen.life, seen.generation, epoch, sight.acked.len());
-            self.looked_up.insert(*node, looked_up);
+            self.looked_up.insert(*node, (now, sight.acked.len()));
         }
         Ok(())
     }

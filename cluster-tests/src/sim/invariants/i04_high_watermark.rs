@@ -5,11 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use quorate_replication::Status;
 use quorate_types::LeaderEpoch;
 
 use super::Checker;
-use crate::sim::sight::Sight;
+use crate::sim::sight::{Deed, Sight};
 
 #[derive(Default)]
 pub(super) struct HighWatermark {
@@ -22,7 +21,7 @@ impl Checker for HighWatermark {
     }
 
     fn check(&mut self, sight: &Sight<'_>) -> Result<(), String> {
-        if let Some(consumed) = &sight.consumed {
+        if let Deed::Consumed(consumed) = &sight.deed {
             let seen = &sight.replicas[&consumed.node];
             if consumed.end > seen.high_watermark {
                 return Err(format!(
@@ -34,7 +33,7 @@ impl Checker for HighWatermark {
         let Some((node, seen)) = sight.stepped() else {
             return Ok(());
         };
-        let Status::Leader { epoch, .. } = seen.status else {
+        let Some(epoch) = seen.leads_at() else {
             return Ok(());
         };
         let highest = self.highest.entry(epoch).or_default();

@@ -2,6 +2,8 @@
 //!
 //! Not verified: the epoch cache apart from what R4 makes of it.
 
+use quorate_replication::Status;
+
 use super::Checker;
 use crate::sim::sight::Sight;
 
@@ -16,17 +18,15 @@ impl Checker for EpochsRise {
         let Some((node, seen)) = sight.stepped() else {
             return Ok(());
         };
-        let mut before = seen.batches.range(..seen.new_from).next_back();
-        for (base, batch) in seen.batches.range(seen.new_from..) {
-            if let Some((_, last)) = before
-                && (last.epoch > batch.epoch || last.end != *base)
-            {
+        let first = seen.known.saturating_sub(1);
+        for pair in seen.batches[first..].windows(2) {
+            let [last, batch] = pair else { continue };
+            if last.epoch > batch.epoch || last.end != batch.base {
                 return Err(format!("node {node}: {batch:?} after {last:?}"));
             }
-            before = Some((base, batch));
         }
-        let end = before.map_or(0, |(_, last)| last.end);
-        if end == seen.log_end {
+        let end = seen.batches.last().map_or(seen.log_start, |last| last.end);
+        if end == seen.log_end || seen.status == Status::Damaged {
             Ok(())
         } else {
             Err(format!(

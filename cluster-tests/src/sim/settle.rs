@@ -1,0 +1,98 @@
+//! The end of a run: faults are over, or all but one that a cluster of three must bear, and all must
+//! be well within a bound (I9).
+
+use std::time::Duration;
+
+use quorate_types::NodeId;
+
+use super::invariants::i09_liveness as liveness;
+use super::network::Rule;
+use super::plan::{Plan, Residue};
+use super::schedule::{Scheduled, ms};
+use super::trace::note;
+use super::world::World;
+
+/// All must be well within so long.
+const SETTLE: Duration = ms(20_000);
+/// Events between two looks whether all is well.
+const LOOK: u64 = 24;
+
+impl World {
+    /// Heals what was broken and waits until all is well.
+    pub(super) fn settle(&mut self) {
+        if self.violation.is_some() {
+            return;
+        }
+        self.settling = true;
+        note!(
+            self,
+            None,
+            "faults are over, but for {:?}",
+            self.plan.residue
+        );
+        self.network.heal();
+        self.quorum.available_at = self.now;
+        for node in self.node_ids() {
+            self.node_mut(node).stalled_until = self.now;
+            self.release_streams_of(node);
+            // An operator starts a node again whose disk has failed.
+            if self.node(node).disk_failed {
+                self.kill(node);
+            }
+            self.at(ms(1), Scheduled::Start { node });
+        }
+        self.leave_residue();
+        self.last_words();
+        let end = self.now + SETTLE;
+        let mut looks = 0;
+        while self.violation.is_none() {
+            looks += 1;
+            if looks % LOOK == 0 && liveness::unsettled(self).is_none() {
+                return;
+            }
+            if !self.next(end) {
+                break;
+            }
+        }
+        if self.violation.is_none()
+            && let Some((partition, why)) = liveness::unsettled(self)
+        {
+            self.violate(partition, format!("{}: {why}", liveness::NAME));
+        }
+    }
+
+    fn leave_residue(&mut self) {
+        match self.plan.residue {
+            Residue::Nothing => {}
+            Residue::Down(node) => {
+                self.node_mut(node).lost = true;
+                self.kill(node);
+            }
+            Residue::Stalled(node) => self.node_mut(node).stalled_until = Plan::FOR_GOOD,
+            Residue::CutOff(node) => {
+                for (from, to) in [(Some(node), None), (None, Some(node))] {
+                    self.network.add(Rule {
+                        from,
+                        to,
+                        traffic: None,
+                        until: Plan::FOR_GOOD,
+                    });
+                }
+                self.break_streams_between(node, None);
+                if self.quorum.announced.leader == Some(node) {
+                    self.leader_is_missed();
+                }
+            }
+        }
+    }
+
+    /// A node that reaches nobody for good.
+    pub(super) fn is_cut_off(&self, node: NodeId) -> bool {
+        self.settling && self.plan.residue == Residue::CutOff(node)
+    }
+
+    /// A node that nothing keeps from its work.
+    pub(super) fn is_well(&self, node: NodeId) -> bool {
+        self.plan.residue.node() != Some(node) && self.process(node).is_some()
+    }
+}
