@@ -3,7 +3,7 @@
 //! replicas, its places in the ISRs. Where another voter is down meanwhile there is no quorum; that
 //! is said, and ends when that one is back.
 //!
-//! Not shown here: that the old name would be dangerous (`src/quorum/fault_tests`).
+//! Not shown here: that the old name would be dangerous (`src/quorum/fault_tests/mutants.rs`).
 #![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
 use std::path::Path;

@@ -24,12 +24,12 @@
 //! More seeds: `SEEDS=0..50 cargo test -p quorate-quorum --lib fault_tests -- --nocapture`.
 
 mod clients;
+mod mutants;
 mod net;
 pub(crate) mod power;
 mod record;
 mod script;
 mod voter;
-mod wiped_identity;
 
 use std::ops::Range;
 use std::sync::Arc;

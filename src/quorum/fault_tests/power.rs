@@ -22,7 +22,12 @@ pub(crate) enum End {
     KilledAfterSync,
     /// What is written after the next sync is lost.
     PowerLoss,
+    /// The next syncs do nothing, and then the power goes: what no honest disk does.
+    LyingDisk,
 }
+
+/// So many syncs a lying disk leaves out.
+const LIES: u32 = 20;
 
 #[derive(Debug, Default)]
 enum State {
@@ -31,6 +36,8 @@ enum State {
     Ending(End, PathBuf),
     /// The files as of a sync are in the copy; what is written from now on is lost.
     Synced(PathBuf),
+    /// The same, and so many syncs more are told to have been done.
+    Lying(PathBuf, u32),
     Off,
 }
 
@@ -101,6 +108,8 @@ impl Power {
             State::On | State::Off => {}
             State::Ending(_, to) => self.copy(&to, true),
             State::Synced(to) => self.copy(&to, false),
+            // What it noted of its promises is as old as the rest.
+            State::Lying(to, _) => self.copy_snapshots(&to),
         }
     }
 
@@ -113,6 +122,10 @@ impl Power {
             // Written without a sync, but for where it says less.
             fs::copy(log.join(PROMISED), left.join(PROMISED)).unwrap();
         }
+        self.copy_snapshots(to);
+    }
+
+    fn copy_snapshots(&self, to: &Path) {
         // Each is synced before it has its name, and is never changed.
         copy_files(&self.path.join("snapshots"), &to.join("snapshots")).unwrap();
     }
@@ -127,6 +140,22 @@ impl Power {
         let mut state = self.state.lock();
         let (to, log_too) = match &*state {
             State::On | State::Ending(End::KilledAfterSync | End::PowerLoss, _) => return Ok(()),
+            State::Ending(End::LyingDisk, to) => {
+                let to = to.clone();
+                copy_files(&self.path.join("log"), &to.join("log")).unwrap();
+                *state = State::Lying(to, LIES);
+                return Ok(());
+            }
+            State::Lying(to, left) if *left > 0 => {
+                *state = State::Lying(to.clone(), left - 1);
+                return Ok(());
+            }
+            State::Lying(to, _) => {
+                let to = to.clone();
+                *state = State::Off;
+                self.copy_snapshots(&to);
+                return Err(off());
+            }
             State::Ending(End::KilledBeforeSync, to) => (to.clone(), true),
             State::Synced(to) => (to.clone(), false),
             State::Off => return Err(off()),

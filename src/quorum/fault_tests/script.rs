@@ -75,6 +75,22 @@ impl Script {
         self.voters[at].end(end).await;
     }
 
+    /// Ends all of them at once.
+    pub(crate) async fn end_all(&mut self, end: End) {
+        for voter in &mut self.voters {
+            voter.let_end(end);
+        }
+        self.end_all_as_they_were_let().await;
+    }
+
+    /// The same, where it was said how before.
+    pub(crate) async fn end_all_as_they_were_let(&mut self) {
+        for voter in &mut self.voters {
+            voter.ended().await;
+            self.running.lock().remove(&voter.node);
+        }
+    }
+
     /// The index of the voter that leads.
     pub(crate) async fn leader(&self) -> usize {
         let leads = |voter: &Voter| {
@@ -186,9 +202,7 @@ impl Script {
                 format!("{end:?} of {}", at + 1)
             }
             5 => {
-                for at in 0..3 {
-                    self.end(at, End::PowerLoss).await;
-                }
+                self.end_all(End::PowerLoss).await;
                 for at in 0..3 {
                     self.start(at).await;
                 }

@@ -37,6 +37,8 @@ pub(crate) struct Voter {
     address: SocketAddr,
     cluster_id: Option<ClusterId>,
     dir: TempDir,
+    /// What this life will leave.
+    left: TempDir,
     starts: u64,
     snapshot: RaftIndex,
     reserved: Option<TcpListener>,
@@ -69,6 +71,7 @@ impl Voter {
             address: listener.local_addr().unwrap(),
             cluster_id: None,
             dir: tempfile::tempdir().unwrap(),
+            left: tempfile::tempdir().unwrap(),
             starts: 0,
             snapshot: RaftIndex::ZERO,
             reserved: Some(listener),
@@ -157,13 +160,24 @@ impl Voter {
         });
     }
 
+    /// This life ends so at one of its next syncs.
+    pub(crate) fn let_end(&mut self, end: End) {
+        if let Some(life) = &self.life {
+            life.power.end(end, &self.left.path().join("metadata"));
+        }
+    }
+
     /// Ends this life so; what it leaves is what the next begins with.
     pub(crate) async fn end(&mut self, end: End) {
+        self.let_end(end);
+        self.ended().await;
+    }
+
+    /// Waits until this life has ended, as it was let.
+    pub(crate) async fn ended(&mut self) {
         let Some(life) = self.life.take() else {
             return;
         };
-        let left = tempfile::tempdir().unwrap();
-        life.power.end(end, &left.path().join("metadata"));
         let until = Instant::now() + IDLE;
         while !life.power.is_off() && Instant::now() < until {
             sleep(Duration::from_millis(1)).await;
@@ -178,6 +192,7 @@ impl Voter {
         life.quorum.shutdown().await;
         life.follower.abort();
         power::forget(&self.path());
+        let left = std::mem::replace(&mut self.left, tempfile::tempdir().unwrap());
         let stored = left.path().join("metadata/snapshots");
         self.snapshot = newest_snapshot(&stored).max(self.snapshot);
         self.dir = left;

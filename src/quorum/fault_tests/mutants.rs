@@ -1,6 +1,7 @@
-//! Why a wiped voter is another member: under its old name the checks of this folder find what it
-//! breaks; under a new one, in the same course of events, there is no quorum until the other voter is
-//! back, and nothing is lost.
+//! The checks can fail. A wiped voter is another member: under its old name they find what it
+//! breaks, under a new one, in the same course of events, there is no quorum until the other voter is
+//! back, and nothing is lost. And disks that leave syncs out are found, so that the copies of
+//! [`super::power`] are shown to lose what they should.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -100,4 +101,29 @@ async fn a_wiped_voter_under_a_new_name_does_not_count_until_it_has_caught_up() 
     let (_, given) = acknowledged_then_forgotten::<New>(record.clone()).await;
     assert_eq!(given, None, "no quorum while the other voter is down");
     assert_eq!(record.violations(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn disks_that_leave_syncs_out_lose_what_was_acknowledged() {
+    let record = Arc::new(Record::default());
+    let mut script = Script::begin(record.clone()).await;
+    let handle = script.handle(0);
+    let mut acknowledged = allocate(&handle, LONG).await.expect("a quorum");
+    for voter in &mut script.voters {
+        voter.let_end(End::LyingDisk);
+    }
+    // Until so many of them are without power that nobody acknowledges any more.
+    while let Ok(id) = allocate(&handle, Duration::from_secs(2)).await {
+        acknowledged = id;
+    }
+    script.end_all_as_they_were_let().await;
+    for at in 0..3 {
+        script.start(at).await;
+    }
+    let given = allocate(&script.handle(0), LONG).await.expect("a quorum");
+    assert!(given <= acknowledged, "{given} after {acknowledged}");
+    script.agree().await;
+    let violations = record.violations();
+    println!("{violations:#?}");
+    assert!(!violations.is_empty(), "the checks find it");
 }
