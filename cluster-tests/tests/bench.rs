@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cluster_tests::Cluster;
+use cluster_tests::{Cluster, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use quorate_types::NodeId;
@@ -131,8 +131,16 @@ async fn every_load_runs_and_tells_plausible_figures() {
     assert!(number(&value, "checked") >= number(&value, "records"));
 
     // Each made a topic of its own and took it away.
-    let topics = cluster.client.list_topics().await.unwrap();
-    assert!(topics.is_empty(), "{topics:?}");
+    eventually(
+        "the topics to be gone for whichever node is asked",
+        || async {
+            let topics = cluster.client.list_topics().await;
+            let topics = topics.map_err(|error| error.to_string())?;
+            let gone = topics.is_empty();
+            gone.then_some(()).ok_or_else(|| format!("{topics:?}"))
+        },
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,11 +4,13 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cluster_tests::Cluster;
+use cluster_tests::{Cluster, eventually};
 use quorate_client::{Client, ClientOptions, ProducerOptions};
 use quorate_workload::{Monitor, Plan, ProduceOptions, produce};
 
@@ -40,11 +42,25 @@ async fn load(clients: &[Client], topic: &str, duration: Duration) {
     assert!(report.records > 0);
 }
 
+/// Makes room: a node removes what was deleted only when it starts, after a grace time.
+fn remove_deleted(cluster: &Path) -> io::Result<()> {
+    for node in 1..=3 {
+        for entry in fs::read_dir(cluster.join(format!("node-{node}/logs")))? {
+            let path = entry?.path();
+            if !path.to_string_lossy().contains(".deleted-") {
+                return Err(io::Error::other(format!("{} is there", path.display())));
+            }
+            fs::remove_dir_all(path)?;
+        }
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_live_node_is_fenced_at_full_load() {
     let mut left: u64 = std::env::var("SECONDS").map_or(8, |seconds| seconds.parse().unwrap());
     let binary = Path::new(env!("CARGO_BIN_EXE_quorate-under-test"));
-    let cluster = Cluster::start_with(binary, &["--delete-grace", "1s"]).await;
+    let cluster = Cluster::start(binary).await;
     let addresses = cluster.processes.addresses();
     let clients: Vec<Client> = (0..PRODUCERS)
         .map(|_| Client::new(addresses.clone(), ClientOptions::default()).unwrap())
@@ -63,6 +79,10 @@ async fn no_live_node_is_fenced_at_full_load() {
         cluster.all_in_sync(&topic).await;
         load(&clients, &topic, Duration::from_secs(seconds)).await;
         cluster.client.delete_topic(&topic).await.unwrap();
+        eventually("the deleted logs to be set aside", || async {
+            remove_deleted(cluster.processes.directory()).map_err(|error| error.to_string())
+        })
+        .await;
     }
     // At most 10,000 are remembered, many times what a quiet cluster makes of so few topics.
     let mut events = cluster.client.watch_events(false).await.unwrap();

@@ -13,6 +13,7 @@ use fuser::{
     ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request,
     TimeOrNow, WriteFlags,
 };
+use nix::mount::{MntFlags, umount2};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use rand::rngs::StdRng;
 
@@ -140,13 +141,20 @@ impl PowerDisk {
     /// used the disk is dead; see the module. Unmounts it.
     ///
     /// # Errors
-    /// Where a process still uses it.
+    /// Where it cannot be unmounted.
     pub fn lose_power(&mut self, some: bool, random: &mut StdRng) -> io::Result<Lost> {
         self.power_off();
         if let Some(session) = self.session.take() {
-            session.umount_and_join()?;
+            self.unmount(session)?;
         }
         Ok(self.shared.state().disk.lose_power(some, random))
+    }
+
+    /// Returns when nobody uses the file system any more: a process that is just being started by
+    /// another thread holds what is open here until it runs a program of its own.
+    fn unmount(&self, session: BackgroundSession) -> io::Result<()> {
+        umount2(&self.at, MntFlags::MNT_DETACH)?;
+        session.join()
     }
 
     /// Answers whoever still waits, with an error: a process that was killed ends only then.
@@ -173,7 +181,7 @@ impl Drop for PowerDisk {
     fn drop(&mut self) {
         self.power_off();
         if let Some(session) = self.session.take()
-            && let Err(error) = session.umount_and_join()
+            && let Err(error) = self.unmount(session)
         {
             eprintln!("{} stays mounted: {error}", self.at.display());
         }
