@@ -128,9 +128,9 @@ impl Change<'_> {
             // Its successor from the ELR left it there.
             new.elr.retain(|member| *member != node);
             self.store(id, new, cause);
-        } else if new != *old {
-            // What it acked before does not count any more: its leader takes no ack of a subscription
-            // that was made in an older epoch (R13).
+        } else if new != *old || old.leader.is_some() && old.has_replica(node) {
+            // What it acked before does not count any more, also where it is to join: its leader
+            // takes no ack of a subscription that was made in an older epoch (R13).
             let leader = new.leader;
             lead(&mut new, leader);
             self.store(id, new, cause);
