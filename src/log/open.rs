@@ -199,6 +199,7 @@ impl<D: Dir> PartitionLog<D> {
             dirty_folder: true,
             in_flight: None,
             failed: None,
+            in_pieces: false,
             positions: Arc::new(positions_file),
             checkpointed: positions,
             has_set_aside: false,
@@ -274,7 +275,7 @@ impl<D: Dir> Opening<'_, D> {
                 ended = true;
                 self.mark_if_corrupt()?;
                 if self.may_have_counted(end) {
-                    self.rename_aside(base)?;
+                    self.keep(self.rename_aside(base), base);
                 }
                 self.remove(base)?;
                 continue;
@@ -301,7 +302,7 @@ impl<D: Dir> Opening<'_, D> {
                         self.truncated_bytes += length - scanned.size;
                         self.mark_if_corrupt()?;
                         if !incomplete && self.may_have_counted(scanned.end) {
-                            self.set_aside(base, scanned.size, length)?;
+                            self.keep(self.set_aside(base, scanned.size, length), base);
                         }
                         file.truncate(scanned.size).map_err(at(&path))?;
                         ended = true;
@@ -324,6 +325,13 @@ impl<D: Dir> Opening<'_, D> {
             }
             end = positions.log_start;
             self.epochs = LeaderEpochCache::default();
+            for base in names
+                .iter()
+                .filter_map(|entry| base_of(&entry.name, "snapshot"))
+            {
+                let path = format!("{}/{}", self.path, file_name(base, "snapshot"));
+                remove_if_there(&**self.dir, &path)?;
+            }
         }
         let first = first.max(end.min(positions.log_start));
         if self.segments.is_empty() {
@@ -370,6 +378,14 @@ impl<D: Dir> Opening<'_, D> {
     /// was only ever in this machine's memory and that has not been lost.
     fn may_have_counted(&self, end: Offset) -> bool {
         self.same_boot || end < self.expected
+    }
+
+    /// What cannot be kept, on a full disk perhaps, keeps no log from being opened.
+    fn keep(&self, kept: Result<(), LogError>, base: Offset) {
+        if let Err(error) = kept {
+            let path = format!("{}/{}", self.path, file_name(base, "log"));
+            warn!(file = path, %error, "what is cut cannot be kept");
+        }
     }
 
     /// Keeps a segment that is no part of the log.

@@ -78,6 +78,8 @@ pub struct PartitionLog<D: Dir> {
     /// What a flush that is under way covers.
     pub(crate) in_flight: Option<InFlight<D>>,
     pub(crate) failed: Option<String>,
+    /// Its files are no log any more: only its next opening helps.
+    pub(crate) in_pieces: bool,
     pub(crate) positions: Arc<D::File>,
     pub(crate) checkpointed: Positions,
     /// Something was cut from the damaged log and kept.

@@ -78,12 +78,15 @@ impl<D: Dir> PartitionLog<D> {
     /// For a follower outside the ISR that is behind its leader's start (R15).
     ///
     /// # Errors
-    /// Of the disk; the log then takes nothing more.
+    /// Of the disk; the log then takes nothing more until it is opened again.
     pub fn restart_at(&mut self, start: Offset) -> Result<(), LogError> {
         self.usable()?;
         self.generation += 1;
         let restarted = self.begin_anew(start);
-        restarted.map_err(|error| self.fail(error))
+        restarted.map_err(|error| {
+            self.in_pieces = true;
+            self.fail(error)
+        })
     }
 
     fn begin_anew(&mut self, start: Offset) -> Result<(), LogError> {
@@ -96,25 +99,27 @@ impl<D: Dir> PartitionLog<D> {
         };
         self.replace_positions(positions)?;
         self.checkpointed = positions;
-        let segments = std::mem::take(&mut *self.shared.segments.write());
-        self.shared.truncated(Offset::ZERO);
+        // Then what is derived from the log, so that no crash leaves it to another one.
+        self.epochs = LeaderEpochCache::default();
+        self.producers = ProducerStates::default();
+        self.write_epochs()?;
+        self.remove_snapshots_above(Offset::ZERO)?;
+        self.dir.sync_dir(&self.path).map_err(at(&self.path))?;
+        let segments = self.shared.segments.read().clone();
         for segment in segments.iter().rev() {
             self.remove_segment(segment)?;
         }
-        self.remove_snapshots_above(Offset::ZERO)?;
         let path = format!("{}/{}", self.path, file_name(start, "log"));
         let file = self.dir.open(&path, OpenMode::Append).map_err(at(&path))?;
         self.active = Arc::new(Segment::new(start, path, file, 0, Index::default()));
         self.active_since = None;
-        self.shared.segments.write().push(Arc::clone(&self.active));
+        *self.shared.segments.write() = vec![Arc::clone(&self.active)];
+        self.shared.truncated(Offset::ZERO);
         self.shared.begins_at(start);
         self.log_start = start;
         self.log_end = start;
         self.flushed_end = start;
         self.high_watermark = start;
-        self.epochs = LeaderEpochCache::default();
-        self.producers = ProducerStates::default();
-        self.write_epochs()?;
         self.dirty.clear();
         self.dirty_folder = true;
         self.sync_now()

@@ -133,9 +133,24 @@ fn a_log_that_was_to_begin_anew_does_so_when_it_is_opened() {
         .iter()
         .map(|base| (*base, fs::read(file(&root, &name(*base))).unwrap()))
         .collect();
+    let snapshots = |root: &TempDir| -> Vec<PathBuf> {
+        let entries = fs::read_dir(root.path().join(PATH)).unwrap();
+        let paths = entries.map(|entry| entry.unwrap().path());
+        paths
+            .filter(|path| path.extension().is_some_and(|of| of == "snapshot"))
+            .collect()
+    };
+    let kept: Vec<_> = snapshots(&root)
+        .into_iter()
+        .map(|path| (fs::read(&path).unwrap(), path))
+        .collect();
+    assert!(!kept.is_empty());
     log.restart_at(Offset::new(500)).unwrap();
     drop(log);
     // The power went before the disk knew of any removal, or of the new segment's name.
+    for (bytes, path) in kept {
+        fs::write(path, bytes).unwrap();
+    }
     fs::remove_file(file(&root, &name(500))).unwrap();
     for (base, bytes) in old {
         fs::write(file(&root, &name(base)), bytes).unwrap();
@@ -146,6 +161,20 @@ fn a_log_that_was_to_begin_anew_does_so_when_it_is_opened() {
     assert_eq!(log.log_end(), Offset::new(500));
     assert_eq!(log.last_epoch(), None);
     assert_eq!(segments(&root), [500]);
+    assert_eq!(snapshots(&root), [] as [PathBuf; 0]);
+    let none = quorate_record::ProducerStates::default();
+    assert_eq!(log.producers().encode(), none.encode());
+}
+
+#[test]
+fn a_log_that_cannot_begin_anew_takes_nothing_more() {
+    let root = TempDir::new().unwrap();
+    let mut log = filled(&root, 30);
+    let bases = segments(&root);
+    fs::remove_file(file(&root, &format!("{:020}.log", bases[2]))).unwrap();
+    log.restart_at(Offset::new(500)).unwrap_err();
+    log.cut_to_flushed().unwrap_err();
+    log.begin_epoch(LeaderEpoch::new(9)).unwrap_err();
 }
 
 #[test]

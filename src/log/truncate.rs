@@ -56,6 +56,9 @@ impl<D: Dir> PartitionLog<D> {
     /// # Errors
     /// Of the disk; the log stays failed.
     pub fn cut_to_flushed(&mut self) -> Result<(), LogError> {
+        if self.in_pieces {
+            self.usable()?;
+        }
         self.failed = None;
         self.generation += 1;
         let cut = self.cut(self.flushed_end);
