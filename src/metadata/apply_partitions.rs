@@ -128,12 +128,12 @@ impl Change<'_> {
             // Its successor from the ELR left it there.
             new.elr.retain(|member| *member != node);
             self.store(id, new, cause);
-        } else if new != *old {
+        } else if new != *old || old.leader.is_some() && old.has_replica(node) {
             match new.leader {
                 // Perhaps nobody is left any more that is sure to hold all that was acknowledged.
                 None => self.elect_where_offline(id, &mut new, Some(node), Unclean::AsSet),
-                // What it acked before does not count any more: its leader takes no ack of a
-                // subscription that was made in an older epoch (R13).
+                // What it acked before does not count any more, also where it is to join: its leader
+                // takes no ack of a subscription that was made in an older epoch (R13).
                 leader => lead(&mut new, leader),
             }
             self.store(id, new, cause);

@@ -93,17 +93,21 @@ fn a_damaged_member_of_the_elr_is_no_member_any_more() {
 #[test]
 fn acks_of_before_a_follower_was_damaged_count_no_more() {
     let mut cluster = Cluster::of_three();
-    let epoch = cluster.p0().leader_epoch;
     let broker_epoch = cluster.epoch(2);
-    cluster.run(Command::ReportReplicaDamaged {
-        partition: P0,
-        node: node(2),
-        broker_epoch,
-        found: String::new(),
-    });
-    assert_eq!(cluster.p0().leader, Some(node(1)));
-    // Its subscription and all others are made anew.
-    assert!(cluster.p0().leader_epoch > epoch);
+    // In the ISR, and when it is to join.
+    for _ in 0..2 {
+        let epoch = cluster.p0().leader_epoch;
+        cluster.run(Command::ReportReplicaDamaged {
+            partition: P0,
+            node: node(2),
+            broker_epoch,
+            found: String::new(),
+        });
+        assert_eq!(cluster.isr_and_elr(), (nodes(&[1, 3]), vec![]));
+        assert_eq!(cluster.p0().leader, Some(node(1)));
+        // Its subscription and all others are made anew.
+        assert!(cluster.p0().leader_epoch > epoch);
+    }
 }
 
 #[test]

@@ -6,6 +6,8 @@
 mod divergence;
 mod events;
 mod follower;
+#[cfg(test)]
+mod follower_tests;
 mod leader;
 mod leader_isr;
 mod leader_produce;

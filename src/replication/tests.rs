@@ -26,7 +26,7 @@ use crate::{
 const TOPIC: TopicId = TopicId::from_bytes([3; 16]);
 pub(crate) const ID: TopicPartition = TopicPartition::new(TOPIC, PartitionId::new(0));
 
-struct Open;
+pub(crate) struct Open;
 
 impl StreamRoom for Open {
     fn room(&self, _: StreamId) -> usize {

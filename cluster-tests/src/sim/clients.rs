@@ -1,5 +1,4 @@
-//! Clients: idempotent producers that try again until they have an answer, plain ones that do not,
-//! and a consumer.
+//! Producers: idempotent ones that try again until they have an answer, plain ones that do not.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -8,14 +7,12 @@ use std::time::Duration;
 use quorate_record::{Batch, BatchBuilder, Compression, ProducerTag};
 use quorate_replication::{Event, Produce, ProduceError, Produced, RequestId};
 use quorate_types::{
-    Acks, LeaderEpoch, NodeId, Offset, ProducerEpoch, ProducerId, Sequence, Timestamp,
-    TopicPartition,
+    Acks, LeaderEpoch, NodeId, ProducerEpoch, ProducerId, Sequence, Timestamp, TopicPartition,
 };
 use rand::Rng;
-use rand::seq::IndexedRandom;
 
 use super::schedule::{Scheduled, ms, us};
-use super::sight::{Acked, Answered, Consumed, Deed, payload_of};
+use super::sight::{Acked, Answered, Deed, payload_of};
 use super::trace::note;
 use super::world::World;
 
@@ -394,55 +391,5 @@ impl World {
             let wait = self.delay();
             self.at(wait, Scheduled::Answer { id, ok: false });
         }
-    }
-
-    /// A consumer reads what some node that takes itself for the leader lets it.
-    pub(super) fn consumer_turn(&mut self) -> bool {
-        if !self.settling {
-            let wait = us(self.rng.random_range(2_000..20_000));
-            self.at(wait, Scheduled::ConsumerTurn);
-        }
-        let mut leaders = Vec::new();
-        for (id, watched) in &self.partitions {
-            let theirs = watched.seen.iter().filter(|(_, s)| s.leads_at().is_some());
-            leaders.extend(theirs.map(|(node, _)| (*id, *node)));
-        }
-        let Some((id, node)) = leaders.choose(&mut self.rng).copied() else {
-            return false;
-        };
-        self.consume(node, id)
-    }
-
-    fn consume(&mut self, node: NodeId, id: TopicPartition) -> bool {
-        let (Some(watched), Some(slot)) = (
-            self.partitions.get(&id),
-            self.process(node)
-                .and_then(|process| process.slots.get(&id)),
-        ) else {
-            return false;
-        };
-        let at = slot.core.positions();
-        let from = watched.consumed.max(at.start);
-        if from >= at.high_watermark {
-            return false;
-        }
-        let (from, to) = (Offset::new(from), Offset::new(at.high_watermark));
-        match slot.core.read(from, to, 2_000) {
-            Ok(bytes) => {
-                let batches = Batch::split(bytes).expect("a log holds batches");
-                if let Some(end) = batches.last().map(|batch| batch.end_offset().get()) {
-                    if let Some(watched) = self.partitions.get_mut(&id) {
-                        watched.consumed = end;
-                    }
-                    self.look(id, None, Deed::Consumed(Consumed { node, end }));
-                }
-            }
-            // As a broker's reader does: it tells the replica.
-            Err(error) => {
-                let why = error.to_string();
-                self.step(node, id, Event::Unreadable { why });
-            }
-        }
-        true
     }
 }

@@ -11,10 +11,12 @@
 mod bring_up;
 mod clients;
 mod clock;
+mod consumers;
 mod controller;
 mod cores;
 mod counts;
 mod disk;
+mod disk_faults;
 #[cfg(test)]
 mod disk_tests;
 mod faults;

@@ -64,12 +64,21 @@ struct Durable {
     end: u64,
 }
 
+/// What the quorum was not told yet of a replica's disk.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unsaid {
+    /// What was in the page cache only may be gone.
+    pub cache: bool,
+    /// Recovery has found damage.
+    pub damage: bool,
+}
+
 /// A living replica.
 pub struct Seen {
     /// Of which process.
     pub life: u64,
     /// What its disk has lost or may have lost the quorum has not been told yet (R9).
-    pub unsaid: bool,
+    pub unsaid: Unsaid,
     /// What it is.
     pub status: Status,
     /// Its log, in order.
@@ -96,7 +105,7 @@ impl Seen {
     pub(super) fn new(life: u64) -> Self {
         Self {
             life,
-            unsaid: false,
+            unsaid: Unsaid::default(),
             status: Status::Idle,
             batches: Vec::new(),
             known: 0,
@@ -111,7 +120,7 @@ impl Seen {
     }
 
     /// Looks at the replica again.
-    pub(super) fn look(&mut self, core: &dyn Core, unsaid: bool, disk: &SimDisk, folder: &str) {
+    pub(super) fn look(&mut self, core: &dyn Core, unsaid: Unsaid, disk: &SimDisk, folder: &str) {
         let Positions {
             start,
             end,

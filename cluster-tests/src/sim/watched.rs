@@ -8,7 +8,7 @@ use quorate_replication::Status;
 use quorate_types::{LeaderEpoch, NodeId, TopicPartition};
 
 use super::invariants::{self, Checker};
-use super::sight::{Acked, Deed, Seen, Sight, Unclean};
+use super::sight::{Acked, Deed, Seen, Sight, Unclean, Unsaid};
 use super::trace::note;
 use super::world::World;
 
@@ -157,8 +157,10 @@ impl World {
         let seen = seen.or_insert_with(|| Seen::new(process.life));
         let generation = seen.generation;
         // Of what its disk lost the quorum hears by its registration (R9).
-        let cache_lost = watched.page_cache && (process.epoch.is_none() || state.disk_failed);
-        let unsaid = cache_lost || process.damaged.iter().any(|of| of.partition == id);
+        let unsaid = Unsaid {
+            cache: process.epoch.is_none() || state.disk_failed,
+            damage: process.damaged.iter().any(|of| of.partition == id),
+        };
         seen.look(&*slot.core, unsaid, &state.disk, &slot.path);
         let cut = u64::from(seen.generation > generation);
         let mixed = seen.log_end << 20 ^ seen.high_watermark << 10 ^ seen.flushed;

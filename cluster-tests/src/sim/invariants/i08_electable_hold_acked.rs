@@ -34,7 +34,8 @@ impl Checker for ElectableHoldAcked {
         };
         for (node, seen) in sight.replicas {
             let electable = committed.isr.contains(node) || committed.elr.contains(node);
-            if !electable || seen.unsaid {
+            let unsaid = seen.unsaid.damage || sight.page_cache && seen.unsaid.cache;
+            if !electable || unsaid {
                 self.looked_up.remove(node);
                 continue;
             }

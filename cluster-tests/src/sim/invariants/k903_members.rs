@@ -15,7 +15,7 @@ impl EntryChecker for MembersAreCurrent {
     }
 
     fn check(&mut self, entry: &Entry<'_>) -> Result<(), Found> {
-        if matches!(entry.outcome, Outcome::Refused(_)) || entry.is_repeat() {
+        if matches!(entry.outcome, Outcome::Refused(_)) || entry.repeat {
             return Ok(());
         }
         for command in &entry.envelope.commands {

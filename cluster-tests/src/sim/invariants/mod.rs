@@ -75,13 +75,6 @@ pub struct Entry<'a> {
     pub repeat: bool,
 }
 
-impl Entry<'_> {
-    /// Whether it was applied before, and did nothing now.
-    pub fn is_repeat(&self) -> bool {
-        self.repeat
-    }
-}
-
 /// Looks at each entry that the quorum applies.
 pub trait EntryChecker {
     /// Which rule, in words.
