@@ -230,7 +230,7 @@ impl ReplicaFollower {
     }
 
     /// R15: the leader has nothing any more of what follows here. A replica that may be elected is
-    /// never so far behind.
+    /// never so far behind; one that takes itself for such waits for a newer image.
     fn start_anew<D: Dir>(
         &mut self,
         cx: &Context<'_>,
@@ -241,13 +241,9 @@ impl ReplicaFollower {
         let (partition, start) = (message.partition, message.log_start);
         let registration = &self.view.registration;
         let me = self.view.me;
-        if registration.isr.contains(&me) || registration.elr.contains(&me) {
-            return Followed::Damaged(format!(
-                "the leader's log begins at {start}, the one of this in-sync replica ends at {}",
-                log.log_end()
-            ));
-        }
-        if start <= log.log_end() {
+        // One that may be elected is never so far behind: this image is, and a newer one will show it.
+        let electable = registration.isr.contains(&me) || registration.elr.contains(&me);
+        if electable || start <= log.log_end() {
             self.back_off(timing, cx.now);
             return Followed::Fine;
         }
