@@ -34,8 +34,6 @@ pub(crate) struct ReplicaFollower {
     phase: Phase,
     backoff: Duration,
     leader_high_watermark: Offset,
-    /// Since when the leader's log begins above the end of this one, although this one is in sync.
-    behind_since: Option<Duration>,
     /// What the leader was last told under this subscription; none where it waits for an ack
     /// whatever the positions are: it has accepted, or sent a heartbeat.
     told: Option<(Offset, Offset)>,
@@ -63,7 +61,6 @@ impl ReplicaFollower {
             phase: Phase::Waiting(now),
             backoff: timing.retry_min,
             leader_high_watermark: Offset::ZERO,
-            behind_since: None,
             told: None,
         }
     }
@@ -138,7 +135,6 @@ impl ReplicaFollower {
             LeaderMessage::Accepted(_) => {
                 self.phase = Phase::Following(id, cx.now);
                 self.backoff = timing.retry_min;
-                self.behind_since = None;
                 self.told = None;
             }
             LeaderMessage::Batches(batches) if following => {
@@ -234,7 +230,7 @@ impl ReplicaFollower {
     }
 
     /// R15: the leader has nothing any more of what follows here. A replica that may be elected is
-    /// never so far behind.
+    /// never so far behind; one that takes itself for such waits for a newer image.
     fn start_anew<D: Dir>(
         &mut self,
         cx: &Context<'_>,
@@ -245,19 +241,9 @@ impl ReplicaFollower {
         let (partition, start) = (message.partition, message.log_start);
         let registration = &self.view.registration;
         let me = self.view.me;
-        if registration.isr.contains(&me) || registration.elr.contains(&me) {
-            // Perhaps it was, and its image has not come so far: that takes no longer than a session.
-            let since = *self.behind_since.get_or_insert(cx.now);
-            if cx.now.saturating_sub(since) <= timing.session_timeout {
-                self.back_off(timing, cx.now);
-                return Followed::Fine;
-            }
-            return Followed::Damaged(format!(
-                "the leader's log begins at {start}, the one of this in-sync replica ends at {}",
-                log.log_end()
-            ));
-        }
-        if start <= log.log_end() {
+        // One that may be elected is never so far behind: this image is, and a newer one will show it.
+        let electable = registration.isr.contains(&me) || registration.elr.contains(&me);
+        if electable || start <= log.log_end() {
             self.back_off(timing, cx.now);
             return Followed::Fine;
         }

@@ -9,7 +9,7 @@ use quorate_types::{LeaderEpoch, Offset, SubscriptionId, Timestamp};
 use tempfile::TempDir;
 
 use crate::follower::{Followed, ReplicaFollower};
-use crate::messages::{Accepted, Batches, Diverged, LeaderMessage};
+use crate::messages::{Accepted, Batches, Diverged, LeaderMessage, OutOfRange};
 use crate::tests::{Cluster, ID, Open, node};
 use crate::{Action, Context, PartitionView, Timing};
 
@@ -123,4 +123,26 @@ fn what_is_not_committed_below_the_leaders_start_is_given_up_before_anything_is_
     fixture.accept();
     fixture.push(&batch(1, 2, 5), 3, 2);
     assert_eq!(fixture.ends(), (2, 3));
+}
+
+#[test]
+fn one_that_takes_itself_for_in_sync_waits_for_a_newer_image_when_it_is_behind() {
+    let mut fixture = Fixture::new(false, |_| {});
+    let out_of_range = || {
+        LeaderMessage::OutOfRange(OutOfRange {
+            partition: ID,
+            subscription: SUBSCRIPTION,
+            log_start: Offset::new(7),
+        })
+    };
+    fixture.take(out_of_range());
+    assert_eq!(fixture.ends(), (0, 0));
+    let registration = Arc::make_mut(&mut fixture.follower.view.registration);
+    registration.isr.retain(|member| *member != node(2));
+    let mut out: Vec<Action<OsDir>> = Vec::new();
+    fixture
+        .follower
+        .subscribe(&context(), ID, &fixture.log, SUBSCRIPTION, &mut out);
+    fixture.take(out_of_range());
+    assert_eq!(fixture.ends(), (7, 7));
 }
