@@ -219,6 +219,11 @@ impl World {
             state.disk_failed = true;
             state.may_be_marked = true;
             state.disk.fail_syncs(1);
+            for id in self.replicas_on(node) {
+                if let Some(watched) = self.partitions.get_mut(&id) {
+                    watched.damaged = true;
+                }
+            }
         }
     }
 

@@ -84,7 +84,8 @@ impl Watched {
         };
         let mut from = started;
         for (election, acked) in std::mem::take(&mut self.doubtful) {
-            if seen.holds(&acked) {
+            // A disk that fails right then takes what it had not synced.
+            if seen.holds(&acked) && acked.end <= seen.flushed {
                 self.acked.push(acked);
             } else {
                 from = from.min(acked.base);
