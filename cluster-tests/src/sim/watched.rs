@@ -29,6 +29,8 @@ pub(super) struct Watched {
     pub(super) page_cache: bool,
     /// A replica was damaged or its disk replaced: what it had is told by nobody.
     pub(super) damaged: bool,
+    /// What lies below was given up by retention, on some replica.
+    pub(super) given_up: u64,
     /// How far consumers have read.
     pub(super) consumed: u64,
 }
@@ -44,6 +46,7 @@ impl Watched {
             checkers: invariants::all(),
             page_cache: false,
             damaged: false,
+            given_up: 0,
             consumed: 0,
         }
     }
@@ -165,6 +168,7 @@ impl World {
         seen.look(&*slot.core, unsaid, &state.disk, &slot.path);
         let cut = u64::from(seen.generation > generation);
         let mixed = seen.log_end << 20 ^ seen.high_watermark << 10 ^ seen.flushed;
+        watched.given_up = watched.given_up.max(seen.log_start);
         watched.end_doubt(node);
         self.counts.truncations += cut;
         self.trace.mix(mixed);

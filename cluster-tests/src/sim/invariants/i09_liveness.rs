@@ -143,7 +143,7 @@ fn untold_loss(registration: &Registration, watched: &Watched, leader: NodeId) -
     let mut lost = watched
         .doubtful
         .iter()
-        .filter(|(_, acked)| !holder.holds(acked));
+        .filter(|(_, acked)| acked.end > watched.given_up && !holder.holds(acked));
     let untold = lost.find(|(election, acked)| !told(*election, acked.base, acked.end));
     untold.map(|(election, acked)| {
         let losses = &registration.losses;
