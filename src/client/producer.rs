@@ -148,14 +148,6 @@ impl Gatherer {
         self.batch_bytes.fetch_min(bytes.max(1), Ordering::Relaxed);
     }
 
-    /// Batches may be twice as large from now on, never more than `most` bytes: the topic may take
-    /// more than it did.
-    pub(crate) fn gather_more(&self, most: usize) {
-        let now = self.batch_bytes.load(Ordering::Relaxed);
-        let more = now.saturating_mul(2).min(most);
-        self.batch_bytes.fetch_max(more, Ordering::Relaxed);
-    }
-
     fn is_empty(&self) -> bool {
         let state = self.state.lock();
         state.gathering.is_none() && state.sealed.is_empty()

@@ -26,9 +26,6 @@ use crate::producer::{Gatherer, ProducerOptions, Sealed, Trouble};
 const OPEN: Duration = Duration::from_secs(1);
 /// Pause between tries: first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
-/// After so many batches that were taken, larger ones are tried again: where the topic takes no more
-/// than it did, one batch in so many is sent twice.
-const GROW_AFTER: u32 = 100;
 /// A leader that does not answer for longer than the request's own time-out by so much is given up.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -106,8 +103,6 @@ pub(crate) struct Worker {
     epoch: ProducerEpoch,
     next_sequence: Sequence,
     next_request: u64,
-    /// Batches taken since one was refused for its size, or since batches have grown.
-    taken: u32,
     in_flight: VecDeque<InFlight>,
     stream: Option<Stream>,
     backoff: Duration,
@@ -144,7 +139,6 @@ impl Worker {
             epoch: ProducerEpoch::ZERO,
             next_sequence: Sequence::ZERO,
             next_request: 0,
-            taken: 0,
             in_flight: VecDeque::new(),
             stream: None,
             backoff: RETRY.0,
@@ -352,11 +346,6 @@ impl Worker {
                 if self.last_error.take().is_some() {
                     self.trouble.over();
                 }
-                self.taken += 1;
-                if self.taken >= GROW_AFTER {
-                    self.taken = 0;
-                    self.gatherer.gather_more(self.options.batch_bytes);
-                }
                 if let Some(entry) = self.in_flight.remove(at) {
                     entry.sealed.fate.decide(Ok(Acked {
                         partition: self.partition,
@@ -420,7 +409,6 @@ impl Worker {
             return;
         };
         self.gatherer.gather_at_most(entry.batch.size() / 2);
-        self.taken = 0;
         match halves(entry) {
             Ok((first, second)) => {
                 self.in_flight.insert(at, second);

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use quorate_liveness::{Action, Heartbeat, Liveness, LivenessTiming, Probe, ProbeResult};
-use quorate_metadata::BrokerState;
 use quorate_quorum::{Leadership, QuorumHandle};
 use quorate_types::{Endpoint, NodeId, Term};
 use tokio::sync::{mpsc, watch};
@@ -104,7 +103,7 @@ impl Active {
     ) {
         let mut images = self.quorum.images();
         let first = images.borrow_and_update().clone();
-        let mut agreement = Agreement::default();
+        let mut agreement = Agreement::new(self.quorum.node());
         let mut liveness = Liveness::new(self.timing, first, self.start.elapsed());
         // What an earlier term's tasks bring back means nothing to this one.
         while ended.try_recv().is_ok() {}
@@ -153,7 +152,7 @@ impl Active {
                         let now = self.start.elapsed();
                         let told = Told {
                             answer: liveness.heartbeat(connection, &beat, now, &mut actions),
-                            image_differs: self.compare(&mut agreement, &beat, hash, now),
+                            image_differs: self.compare(&mut agreement, &beat, hash),
                         };
                         let _gone = answer.send(told);
                     }
@@ -171,15 +170,18 @@ impl Active {
         agreement: &mut Agreement,
         beat: &Heartbeat,
         theirs: Option<u64>,
-        now: Duration,
     ) -> Option<Difference> {
         let (index, theirs) = (beat.applied, theirs?);
         let ours = self.quorum.hash_at(index)?;
         let image = self.quorum.image();
-        let active = image.brokers().values();
-        let active = active.filter(|broker| broker.state == BrokerState::Active);
-        let active: Vec<NodeId> = active.map(|broker| broker.node).collect();
-        match agreement.compare(beat.node, theirs == ours, &active, now) {
+        // Another life's heartbeat, or another cluster's, says nothing about this one.
+        let broker = image.broker(beat.node)?;
+        if beat.broker_epoch != Some(broker.epoch) || beat.incarnation != broker.incarnation {
+            return None;
+        }
+        let living = image.brokers().values().filter(|broker| !broker.is_gone());
+        let living: Vec<NodeId> = living.map(|broker| broker.node).collect();
+        match agreement.compare(beat.node, theirs == ours, &living) {
             Verdict::None => None,
             Verdict::BrokerIsWrong => {
                 let difference = Difference {

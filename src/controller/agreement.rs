@@ -1,17 +1,13 @@
 //! Whether all nodes have built the same image from the same log. Rolling hashes are compared as of
 //! one entry; where they differ once, they differ for good.
 //!
-//! The node that differs stops. Where it is most brokers that differ from the active controller, it
-//! is the controller: one node must not take all the others down with it. So a first difference is
-//! held back until every active broker has been compared, or for a moment.
+//! The node that differs stops. Where it is most nodes that differ from the active controller, it is
+//! the controller: one node must not take all the others down with it. So nobody is told to stop
+//! before a majority of those that live stands on one side, or all of them have been compared.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use quorate_types::{NodeId, RaftIndex};
-
-/// Some heartbeats; what an active broker has not said by then it may never say.
-const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Two rolling hashes that should be the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,41 +31,40 @@ pub(crate) enum Verdict {
 }
 
 /// What one leadership has found so far; no more entries than brokers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Agreement {
+    me: NodeId,
     agrees: BTreeMap<NodeId, bool>,
-    differs_since: Option<Duration>,
 }
 
 impl Agreement {
-    /// Takes note of a comparison. `active` are the brokers that take part, the controller's own
-    /// too.
-    pub(crate) fn compare(
-        &mut self,
-        node: NodeId,
-        agrees: bool,
-        active: &[NodeId],
-        now: Duration,
-    ) -> Verdict {
-        self.agrees
-            .retain(|known, _| active.contains(known) || *known == node);
+    /// Nothing yet; the controller's node `me` agrees with itself.
+    pub(crate) fn new(me: NodeId) -> Self {
+        Self {
+            me,
+            agrees: BTreeMap::new(),
+        }
+    }
+
+    /// Takes note of a comparison. `living` are the brokers that are not gone, also those that are
+    /// starting.
+    pub(crate) fn compare(&mut self, node: NodeId, agrees: bool, living: &[NodeId]) -> Verdict {
+        self.agrees.retain(|known, _| living.contains(known));
         self.agrees.insert(node, agrees);
+        self.agrees.insert(self.me, true);
         if agrees {
-            if self.agrees.values().all(|agrees| *agrees) {
-                self.differs_since = None;
-            }
             return Verdict::None;
         }
-        let since = *self.differs_since.get_or_insert(now);
-        let all = active.iter().all(|node| self.agrees.contains_key(node));
-        if !all && now < since + PATIENCE {
-            return Verdict::None;
-        }
+        let unknown = living.iter().filter(|node| !self.agrees.contains_key(node));
+        let all = self.agrees.len() + unknown.count();
         let differ = self.agrees.values().filter(|agrees| !**agrees).count();
-        if differ * 2 > self.agrees.len() {
+        let agree = self.agrees.len() - differ;
+        if differ * 2 > all {
             Verdict::ControllerIsWrong
-        } else {
+        } else if agree * 2 > all || agree + differ == all {
             Verdict::BrokerIsWrong
+        } else {
+            Verdict::None
         }
     }
 }
@@ -78,59 +73,51 @@ impl Agreement {
 mod tests {
     use super::*;
 
-    const AT: Duration = Duration::from_secs(9);
-
-    fn nodes() -> [NodeId; 3] {
-        [1, 2, 3].map(NodeId::new)
-    }
+    const ONE: NodeId = NodeId::new(1);
+    const TWO: NodeId = NodeId::new(2);
+    const THREE: NodeId = NodeId::new(3);
+    const ALL: [NodeId; 3] = [ONE, TWO, THREE];
 
     #[test]
     fn one_broker_of_three_that_differs_stops() {
-        let [one, two, three] = nodes();
-        let mut agreement = Agreement::default();
-        for node in [one, two] {
-            assert_eq!(agreement.compare(node, true, &nodes(), AT), Verdict::None);
-        }
-        let verdict = agreement.compare(three, false, &nodes(), AT);
+        let mut agreement = Agreement::new(ONE);
+        assert_eq!(agreement.compare(THREE, false, &ALL), Verdict::None);
+        assert_eq!(agreement.compare(TWO, true, &ALL), Verdict::None);
+        let verdict = agreement.compare(THREE, false, &ALL);
+        assert_eq!(verdict, Verdict::BrokerIsWrong);
+        // Who was restarted whole is as good as anybody.
+        assert_eq!(agreement.compare(THREE, true, &ALL), Verdict::None);
+        let verdict = agreement.compare(TWO, false, &ALL);
         assert_eq!(verdict, Verdict::BrokerIsWrong);
     }
 
     #[test]
     fn a_controller_that_differs_from_most_stops_and_they_go_on() {
-        let [one, two, three] = nodes();
-        let mut agreement = Agreement::default();
-        assert_eq!(agreement.compare(two, false, &nodes(), AT), Verdict::None);
-        assert_eq!(agreement.compare(one, true, &nodes(), AT), Verdict::None);
-        let verdict = agreement.compare(three, false, &nodes(), AT);
+        let mut agreement = Agreement::new(ONE);
+        assert_eq!(agreement.compare(TWO, false, &ALL), Verdict::None);
+        let verdict = agreement.compare(THREE, false, &ALL);
         assert_eq!(verdict, Verdict::ControllerIsWrong);
     }
 
     #[test]
-    fn a_silent_broker_is_not_waited_for_without_end() {
-        let [one, two, three] = nodes();
-        let mut agreement = Agreement::default();
-        agreement.compare(one, true, &nodes(), AT);
-        assert_eq!(agreement.compare(three, false, &nodes(), AT), Verdict::None);
-        let later = AT + PATIENCE;
-        let verdict = agreement.compare(three, false, &nodes(), later);
+    fn nobody_is_told_to_stop_by_the_first_that_is_heard() {
+        // The controller's own broker is gone or has not registered, and so have the others.
+        for living in [&[THREE][..], &[TWO, THREE], &[ONE, TWO, THREE]] {
+            let mut agreement = Agreement::new(ONE);
+            let verdict = agreement.compare(THREE, false, living);
+            assert_ne!(verdict, Verdict::ControllerIsWrong, "{living:?}");
+        }
+        // One that is silent is waited for until it is gone.
+        let mut agreement = Agreement::new(ONE);
+        assert_eq!(agreement.compare(THREE, false, &ALL), Verdict::None);
+        let verdict = agreement.compare(THREE, false, &[ONE, THREE]);
         assert_eq!(verdict, Verdict::BrokerIsWrong);
-        // Who was restarted whole is as good as anybody.
-        assert_eq!(
-            agreement.compare(three, true, &nodes(), later),
-            Verdict::None
-        );
-        assert_eq!(
-            agreement.compare(two, false, &[one, two], later),
-            Verdict::BrokerIsWrong
-        );
     }
 
     #[test]
     fn of_two_the_controller_is_right() {
-        let [one, two, _] = nodes();
-        let mut agreement = Agreement::default();
-        agreement.compare(one, true, &[one, two], AT);
-        let verdict = agreement.compare(two, false, &[one, two], AT);
+        let mut agreement = Agreement::new(ONE);
+        let verdict = agreement.compare(TWO, false, &[ONE, TWO]);
         assert_eq!(verdict, Verdict::BrokerIsWrong);
     }
 }

@@ -416,6 +416,10 @@ impl Liveness {
             return;
         };
         if session.proposing || broker.is_gone() {
+            // Looked into again, once what is proposed now is decided.
+            if let Suspicion::Probing { asked, at, .. } = &mut session.suspicion {
+                (*asked, *at) = (false, now + self.timing.probe_interval);
+            }
             return;
         }
         session.suspicion = Suspicion::None;

@@ -22,6 +22,7 @@ fn apply(image: &mut MetadataImage, command: Command) {
     let envelope = Envelope {
         origin: Origin {
             node: NodeId::new(9),
+            directory: DirectoryId::from_bytes([9; 16]),
             incarnation: LIFE,
         },
         sequence: index.get(),

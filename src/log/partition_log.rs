@@ -392,6 +392,10 @@ impl<D: Dir> PartitionLog<D> {
         if let Some(error) = done.error {
             return Err(self.fail(at(&self.path)(error)));
         }
+        if self.failed.is_some() {
+            // Another sync of the same files has failed meanwhile: this one was not told of it.
+            return Ok(());
+        }
         let end = synced.unwrap_or_default();
         self.flushed_end = self.flushed_end.max(end);
         if done.generation == self.generation || D::Faults::STALE_FLUSH {

@@ -552,6 +552,21 @@ fn a_failed_flush_counts_also_when_the_log_was_cut_meanwhile() {
 }
 
 #[test]
+fn a_flush_that_ends_well_after_another_sync_has_failed_counts_nothing() {
+    let root = TempDir::new().unwrap();
+    let (mut log, _) = open(&root, AFTER_KILL);
+    append(&mut log, 1, 1, 0);
+    flush(&mut log);
+    append(&mut log, 1, 1, 1);
+    let ticket = log.start_flush().unwrap();
+    let _why = log.fail(LogError::Failed("another sync of the same file".to_owned()));
+    log.complete_flush(ticket.run()).unwrap();
+    assert_eq!(log.flushed_end(), Offset::new(1));
+    log.cut_to_flushed().unwrap();
+    assert_eq!(log.log_end(), Offset::new(1));
+}
+
+#[test]
 fn an_epoch_that_was_begun_without_a_record_is_no_bar_to_older_ones() {
     let root = TempDir::new().unwrap();
     let (mut log, _) = open(&root, AFTER_KILL);

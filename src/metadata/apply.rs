@@ -8,7 +8,7 @@ use crate::codec;
 use crate::command::{Command, Envelope, LogId, Outcome};
 use crate::event::{ClusterEvent, EventKind};
 use crate::image::MetadataImage;
-use crate::origins::{Known, OriginWindow};
+use crate::origins::{Known, OriginWindow, keep};
 
 /// What applying an envelope gave.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -110,7 +110,13 @@ impl MetadataImage {
     pub fn apply_with<F: Faults>(&mut self, envelope: &Envelope, at: LogId) -> Applied {
         let applied = self.decide(envelope, at, Planted::of::<F>());
         self.advance(at);
-        let record = codec::encode(&(at, &envelope.commands, &applied.outcomes));
+        // A refusal's words are this program's; its code is what everybody must agree on.
+        let wordless = |outcome: &Outcome| match outcome {
+            Outcome::Refused(refusal) => Outcome::refused(refusal.code, ""),
+            outcome => outcome.clone(),
+        };
+        let outcomes: Vec<Outcome> = applied.outcomes.iter().map(wordless).collect();
+        let record = codec::encode(&(at, &envelope.commands, &outcomes));
         self.hash = xxh3_64_with_seed(&record, self.hash);
         applied
     }
@@ -161,36 +167,22 @@ impl MetadataImage {
             }
         }
         let applied = self.run_all(envelope, at, planted);
-        window.note(envelope.sequence, applied.outcomes.clone());
-        self.origins.insert(envelope.origin.node, window);
+        window.note(at.index, envelope.sequence, applied.outcomes.clone());
+        keep(&mut self.origins, &envelope.origin, window);
         applied
     }
 
-    /// The window of the envelope's origin. A newer life replaces an older one's; a node that lost
-    /// its directory counts its starts anew, which only its registration may do.
+    /// The window of the envelope's origin. A newer life of a directory replaces an older one's.
     fn window(&self, envelope: &Envelope) -> Result<OriginWindow, String> {
         let origin = envelope.origin;
-        let fresh = || Ok(OriginWindow::new(origin.incarnation));
-        let Some(known) = self.origins.get(&origin.node) else {
-            return fresh();
-        };
-        if known.incarnation == origin.incarnation {
-            return Ok(known.clone());
-        }
-        let known_directory = self.broker(origin.node).map(|broker| broker.directory);
-        let other_directory = envelope.commands.iter().any(|command| match command {
-            Command::RegisterBroker(register) => {
-                register.node == origin.node && Some(register.directory) != known_directory
-            }
-            _ => false,
-        });
-        if origin.incarnation.start > known.incarnation.start || other_directory {
-            fresh()
-        } else {
-            Err(format!(
+        let life = origin.incarnation;
+        match self.origins.get(&(origin.node, origin.directory)) {
+            Some(known) if known.incarnation == life => Ok(known.clone()),
+            Some(known) if known.incarnation.start >= life.start => Err(format!(
                 "node {} lives as {} now",
                 origin.node, known.incarnation
-            ))
+            )),
+            _ => Ok(OriginWindow::new(life)),
         }
     }
 

@@ -29,7 +29,7 @@ impl Change<'_> {
                 return Outcome::Registered { epoch: known.epoch };
             }
             // The lock on a directory proves its former process dead; another directory does not.
-            if known.directory != register.directory && known.state != BrokerState::Fenced {
+            if known.directory != register.directory && !known.is_gone() {
                 return Outcome::refused(
                     ErrorCode::DuplicateBrokerRegistration,
                     format!("node {node} lives with another data directory: stop that one first"),
@@ -82,11 +82,8 @@ impl Change<'_> {
             if lost {
                 forget(&mut new, node);
             }
-            if new.isr.is_empty() && new.elr.is_empty() {
-                // Whoever leads next is asked to tell what is missing up to there (R7).
-                let had = damaged.and_then(|of| of.had);
-                new.damaged_end = new.damaged_end.max(had);
-            }
+            // After an unclean election nobody may be left who knows (R7).
+            new.damaged_end = new.damaged_end.max(damaged.and_then(|of| of.had));
             if other_directory || damaged.is_some_and(|of| of.gone) {
                 // It has nothing left to lead with.
                 new.last_known_leader = new.last_known_leader.filter(|last| *last != node);

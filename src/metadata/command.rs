@@ -18,12 +18,15 @@ pub struct LogId {
     pub index: RaftIndex,
 }
 
-/// Who proposed: a repeat of (origin, sequence) does nothing twice.
+/// Who proposed: a repeat of (origin, sequence) does nothing twice. Starts are counted in the
+/// directory, and so the lives of one directory have an order, those of two have none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Origin {
     /// The node.
     pub node: NodeId,
+    /// Its data directory.
+    pub directory: DirectoryId,
     /// Its life.
     pub incarnation: Incarnation,
 }

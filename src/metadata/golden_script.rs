@@ -48,6 +48,7 @@ impl Life<'_> {
         Envelope {
             origin: Origin {
                 node: node(1),
+                directory: register(1, 1, 1, 1).directory,
                 incarnation: register(1, 1, 1, 1).incarnation,
             },
             sequence: self.sequence,

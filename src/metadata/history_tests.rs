@@ -117,6 +117,8 @@ fn damage_is_told_with_what_was_found() {
     again.incarnation.start += 1;
     again.damaged.clear();
     again.directory = DirectoryId::from_bytes([9; 16]);
+    // Another directory waits until the old session has ended.
+    cluster.fence(1);
     cluster.run(Command::RegisterBroker(again));
     let broker = cluster.image.broker_history(NodeId::new(1));
     assert!(

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::command::LogId;
 use crate::features::{first_level, is_first_level};
 use crate::history::{History, StoredHistory};
-use crate::origins::OriginWindow;
+use crate::origins::{OriginWindow, Origins};
 
 /// What a broker may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,8 +119,8 @@ pub struct Registration {
     pub unclean_epoch: Option<LeaderEpoch>,
     /// What unclean elections lost, as far as it was told; the last 16, oldest first.
     pub losses: Vec<DataLoss>,
-    /// Where the log of the last in-sync replica ended before that was damaged, until the next
-    /// leader has told what is lost.
+    /// Where the logs of damaged replicas ended before, at most: an unclean election has lost what is
+    /// missing up to there.
     pub damaged_end: Option<Offset>,
     /// What the ISR has acknowledged is on its disks (R9, R17).
     pub fsync_established: bool,
@@ -183,7 +183,7 @@ pub struct MetadataImage {
     pub(crate) topics: OrdMap<TopicId, Topic>,
     pub(crate) names: OrdMap<TopicName, TopicId>,
     pub(crate) partitions: OrdMap<TopicPartition, Arc<Registration>>,
-    pub(crate) origins: OrdMap<NodeId, OriginWindow>,
+    pub(crate) origins: Origins,
     pub(crate) next_producer_id: u64,
     pub(crate) history: History,
 }
@@ -200,7 +200,7 @@ pub(crate) struct Stored {
     brokers: Vec<Broker>,
     topics: Vec<StoredTopic>,
     partitions: Vec<(TopicPartition, Registration)>,
-    origins: Vec<(NodeId, OriginWindow)>,
+    origins: Vec<((NodeId, DirectoryId), OriginWindow)>,
     next_producer_id: u64,
     #[serde(default)]
     history: StoredHistory,
@@ -324,7 +324,7 @@ impl MetadataImage {
             origins: self
                 .origins
                 .iter()
-                .map(|(node, window)| (*node, window.clone()))
+                .map(|(of, window)| (*of, window.clone()))
                 .collect(),
             next_producer_id: self.next_producer_id,
             history: (&self.history).into(),

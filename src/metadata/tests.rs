@@ -57,6 +57,7 @@ impl Cluster {
         Envelope {
             origin: Origin {
                 node: node(99),
+                directory: DirectoryId::from_bytes([9; 16]),
                 incarnation: Incarnation {
                     start: 1,
                     random: 1,

@@ -126,7 +126,7 @@ impl Figures {
         text.single(
             "quorate_offsets_lost",
             "Offsets whose records unclean elections have lost, by what replicas have told",
-            lost.sum::<u64>(),
+            lost.fold(0, u64::saturating_add),
         );
         let lag = |partition: &HostedPartition| {
             partition.log_end.get() - partition.high_watermark.get().min(partition.log_end.get())

@@ -72,6 +72,8 @@ pub(crate) fn described(event: &v1::ClusterEvent) -> Value {
         "leader": event.leader,
         "leader_epoch": event.leader_epoch,
         "isr": event.isr,
+        "lost_from": event.lost_from,
+        "lost_to": event.lost_to,
         "cause": event.cause,
         "text": event.text,
     })

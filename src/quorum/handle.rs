@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_metadata::{ClusterEvent, Command, MetadataImage, Outcome};
-use quorate_types::{RaftIndex, Term};
+use quorate_types::{NodeId, RaftIndex, Term};
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
@@ -129,6 +129,11 @@ impl QuorumHandle {
     /// cluster's peers, an image that differs from the others'): it should stop, and say why.
     pub fn failure(&self) -> watch::Receiver<Option<String>> {
         self.core.failure.subscribe()
+    }
+
+    /// This node.
+    pub fn node(&self) -> NodeId {
+        self.core.config.node
     }
 
     /// The latest 10,000 events, the oldest first.

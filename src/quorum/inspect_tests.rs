@@ -12,7 +12,7 @@ use openraft::testing::{blank_ent, log_id};
 use openraft::{EntryPayload, RaftSnapshotBuilder};
 use quorate_log::{Finding, Findings, Severity};
 use quorate_metadata::{Command, Envelope, LogId, Origin};
-use quorate_types::{ClusterId, Incarnation, NodeId, RaftIndex, Term, Timestamp};
+use quorate_types::{ClusterId, DirectoryId, Incarnation, NodeId, RaftIndex, Term, Timestamp};
 use tempfile::TempDir;
 
 use crate::ids::{Entry, Proposal, RaftId, TypeConfig, Vote};
@@ -26,6 +26,7 @@ fn command(index: u64) -> Entry {
     let envelope = Envelope {
         origin: Origin {
             node: NodeId::new(1),
+            directory: DirectoryId::from_bytes([9; 16]),
             incarnation: Incarnation {
                 start: 1,
                 random: 1,

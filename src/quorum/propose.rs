@@ -64,6 +64,7 @@ impl Core {
         let envelope = Envelope {
             origin: Origin {
                 node: self.config.node,
+                directory: self.config.directory,
                 incarnation: self.config.incarnation,
             },
             sequence,

@@ -243,6 +243,7 @@ async fn a_feature_level_that_this_program_does_not_speak_stops_the_state_machin
     let envelope = Envelope {
         origin: Origin {
             node: quorate_types::NodeId::new(1),
+            directory: RaftId::from(1).directory,
             incarnation,
         },
         sequence: 1,

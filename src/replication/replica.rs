@@ -50,9 +50,6 @@ pub struct Replica<D: Dir, F: Faults = NoFaults> {
     /// Since when a flush is under way.
     pub(crate) flushing_since: Option<Duration>,
     pub(crate) checkpointed_at: Duration,
-    /// The log was marked as damaged before it was cut: the mark stays until the cluster has taken
-    /// this replica out of the ISR.
-    pub(crate) marked: bool,
     /// When it last resigned.
     pub(crate) resigned_at: Option<Duration>,
     /// By which image the quorum was last told where an unclean epoch begins.
@@ -84,7 +81,6 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             notice: None,
             flushing_since: None,
             checkpointed_at: Duration::ZERO,
-            marked: false,
             resigned_at: None,
             told_loss_at: None,
             unreadable: None,
@@ -207,17 +203,13 @@ impl<D: Dir, F: Faults> Replica<D, F> {
         let before = self.view.replace(view.clone());
         let epoch = view.registration.leader_epoch;
         let serving = view.serving || F::RESUME_OLD_EPOCH;
+        if let Role::Failed(failed) = self.role
+            && !self.recovers(cx, failed, &view.registration)
+        {
+            return;
+        }
         match &mut self.role {
             Role::Damaged => return,
-            // Back only where the cluster has taken note: out of ISR and ELR, or told and at another
-            // epoch with nothing lost.
-            Role::Failed(failed)
-                if (view.registration.isr.contains(&self.me)
-                    || view.registration.elr.contains(&self.me))
-                    && (epoch <= *failed || self.notice.is_some() || self.marked) =>
-            {
-                return;
-            }
             Role::Leader(leader)
                 if leader.epoch == epoch && leader.view.my_epoch == view.my_epoch && serving =>
             {
@@ -239,11 +231,6 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             _ => {}
         }
         self.leave_role(out);
-        if std::mem::take(&mut self.marked)
-            && let Err(error) = self.log.damage_told()
-        {
-            warn!(partition = %self.log.name(), %error, "the next start reports this replica again");
-        }
         match view.registration.leader {
             Some(leader) if serving && leader == self.me => self.lead(cx, view, out),
             Some(leader) if serving && view.registration.has_replica(self.me) => {

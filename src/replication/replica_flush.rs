@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use quorate_log::{Dir, FlushDone, LogError};
-use quorate_metadata::{Command, ReportDataLoss};
+use quorate_metadata::{Command, Registration, ReportDataLoss};
 use quorate_types::{LeaderEpoch, Offset};
 use tracing::{error, warn};
 
@@ -69,7 +69,9 @@ impl<D: Dir, F: Faults> Replica<D, F> {
     }
 
     /// R13: what was not synced must be taken for lost and is never synced again. Nothing is acked
-    /// or appended any more in this epoch; the log is cut to the last good sync.
+    /// or appended any more; the quorum hears of it. The log stays as it is while this replica may be
+    /// elected: what it has acked from the page cache is still there, for a process that comes after
+    /// this one, too.
     pub(crate) fn fail(&mut self, cx: &Context<'_>, why: &str, out: &mut Vec<Action<D>>) {
         error!(partition = %self.log.name(), why, "the log failed");
         if matches!(self.role, Role::Damaged) {
@@ -84,51 +86,63 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             .view
             .as_ref()
             .map(|view| view.registration.leader_epoch);
-        if !self.mark_what_is_lost(why) {
-            // A process that ends before the cluster knows finds the log as long as it was.
-            self.role = Role::Damaged;
-            self.flushing_since = None;
-            self.report_damaged(cx.now, why);
-            out.push(Action::Status);
-            return;
-        }
-        match self.log.cut_to_flushed() {
-            Ok(()) => self.role = Role::Failed(epoch.unwrap_or(LeaderEpoch::ZERO)),
-            Err(error) => {
-                error!(partition = %self.log.name(), %error, "the log cannot be cut: replica stops");
-                if matches!(error, LogError::Corrupt { .. }) {
-                    self.stop_damaged(&error.to_string());
-                } else {
-                    self.role = Role::Damaged;
-                }
-            }
-        }
+        self.role = Role::Failed(epoch.unwrap_or(LeaderEpoch::ZERO));
         self.flushing_since = None;
         self.report_damaged(cx.now, why);
         out.push(Action::Status);
     }
 
-    /// What was acknowledged from the page cache goes with the cut: a process that ends before the
-    /// cluster knows must find the mark, or its log would pass for whole (R9). Says whether the log
-    /// may be cut.
-    fn mark_what_is_lost(&mut self, why: &str) -> bool {
-        let synced = self
-            .view
-            .as_ref()
-            .is_some_and(|view| view.registration.fsync_established);
-        if synced || self.log.flushed_end() >= self.log.log_end() {
-            return true;
-        }
-        match self.log.mark_damaged(why) {
-            Ok(()) => {
-                self.marked = true;
-                true
+    /// R13: whether a replica whose disk failed may take a role again, by this registration: where the
+    /// cluster has taken note. Then its log is cut to the last good sync.
+    pub(crate) fn recovers(
+        &mut self,
+        cx: &Context<'_>,
+        failed: LeaderEpoch,
+        registration: &Registration,
+    ) -> bool {
+        let electable = registration.isr.contains(&self.me) || registration.elr.contains(&self.me);
+        if electable {
+            let told = registration.leader_epoch > failed && self.notice.is_none();
+            if told && registration.leader == Some(self.me) && !registration.fsync_established {
+                // It was to lead, and the cut would lose what counts: another one, or its next start.
+                self.role = Role::Failed(registration.leader_epoch);
+                self.report_damaged(cx.now, "its disk failed");
             }
-            Err(error) => {
-                error!(partition = %self.log.name(), %error, "the log cannot be marked: replica stops");
-                false
+            if !told || !registration.fsync_established {
+                return false;
             }
+        } else if let Some(unclean_epoch) = registration.unclean_epoch
+            && Some(unclean_epoch) > self.log.last_record_epoch()
+            && self.log.flushed_end() < self.log.log_end()
+            && !registration.tells_of(unclean_epoch, self.log.flushed_end(), self.log.log_end())
+        {
+            // R7: what goes with the cut may have counted before that election.
+            if self.notice.is_none()
+                && let Some(view) = &self.view
+            {
+                let report = ReportDataLoss {
+                    partition: self.id,
+                    node: self.me,
+                    broker_epoch: view.my_epoch,
+                    unclean_epoch,
+                    from: self.log.flushed_end(),
+                    to: Some(self.log.log_end()),
+                };
+                self.report_loss(cx.now, report);
+            }
+            return false;
         }
+        if let Err(error) = self.log.cut_to_flushed() {
+            error!(partition = %self.log.name(), %error, "the log cannot be cut: replica stops");
+            if matches!(error, LogError::Corrupt { .. }) {
+                self.stop_damaged(&error.to_string());
+            } else {
+                self.role = Role::Damaged;
+            }
+            self.report_damaged(cx.now, &error.to_string());
+            return false;
+        }
+        true
     }
 
     /// R13: a batch of this log cannot be read from the disk. Another in-sync replica has it: this

@@ -194,6 +194,7 @@ impl Cluster {
         let envelope = Envelope {
             origin: Origin {
                 node: node(9),
+                directory: DirectoryId::from_bytes([9; 16]),
                 incarnation: Incarnation {
                     start: 1,
                     random: 1,

@@ -253,6 +253,7 @@ fn of_metadata() -> Vec<Vec<u8>> {
         let envelope = Envelope {
             origin: Origin {
                 node: NodeId::new(1),
+                directory: DirectoryId::from_bytes([9; 16]),
                 incarnation: LIFE,
             },
             sequence: number,

@@ -88,10 +88,10 @@ impl World {
             start: ledger.start(),
             random,
         };
-        state.on_disk.push(incarnation);
         let process = Process {
             life,
             incarnation,
+            directory: state.directory,
             ledger,
             slots: BTreeMap::new(),
             unmade: Unmade::default(),

@@ -37,9 +37,6 @@ pub(super) struct Node {
     pub(super) disk: SimDisk,
     pub(super) directory: DirectoryId,
     pub(super) process: Option<Process>,
-    /// Processes that ran on this disk, and on those before it.
-    pub(super) on_disk: Vec<Incarnation>,
-    pub(super) retired: Vec<Incarnation>,
     /// Processes so far.
     pub(super) lives: u64,
     pub(super) boots: u64,
@@ -80,6 +77,7 @@ pub(super) struct Slot {
 pub(super) struct Process {
     pub(super) life: u64,
     pub(super) incarnation: Incarnation,
+    pub(super) directory: DirectoryId,
     pub(super) ledger: Ledger<SimDisk>,
     pub(super) slots: BTreeMap<TopicPartition, Slot>,
     pub(super) unmade: Unmade,
@@ -113,8 +111,6 @@ impl Node {
             disk: SimDisk::default(),
             directory: DirectoryId::from_bytes([0; 16]),
             process: None,
-            on_disk: Vec::new(),
-            retired: Vec::new(),
             lives: 0,
             boots: 1,
             last_image: 0,
@@ -139,7 +135,6 @@ impl Node {
         directory[8..].copy_from_slice(&number.to_be_bytes());
         self.directory = DirectoryId::from_bytes(directory);
         self.flipped = false;
-        self.retired.append(&mut self.on_disk);
     }
 
     /// The machine's present boot.

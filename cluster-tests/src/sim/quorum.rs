@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use quorate_metadata::{Command, Delta, Envelope, LogId, MetadataImage, Origin, Outcome};
 use quorate_replication::ProposalResult;
-use quorate_types::{Incarnation, NodeId, RaftIndex, Term, Timestamp};
+use quorate_types::{DirectoryId, Incarnation, NodeId, RaftIndex, Term, Timestamp};
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
@@ -27,6 +27,7 @@ const CONTROLLERS: u32 = 3;
 /// The origin of what comes from outside of the cluster.
 const OUTSIDE: Origin = Origin {
     node: NodeId::new(100),
+    directory: DirectoryId::from_bytes([9; 16]),
     incarnation: Incarnation {
         start: 1,
         random: 1,
@@ -48,7 +49,7 @@ pub(super) struct Quorum {
     /// Nothing is applied before.
     pub(super) available_at: Duration,
     /// Proposals that were applied: origin and sequence.
-    applied: BTreeSet<(NodeId, u64, u64, u64)>,
+    applied: BTreeSet<(NodeId, DirectoryId, u64, u64, u64)>,
     next_sequence: u64,
 }
 
@@ -86,8 +87,7 @@ impl World {
     pub(super) fn elect(&mut self) {
         let up = |node: &NodeId| {
             let process = self.process(*node).filter(|process| !process.paused);
-            // A replaced disk is that of a new voter, who must be admitted first.
-            process.is_some() && !self.is_cut_off(*node) && !self.node(*node).wiped
+            process.is_some() && !self.is_cut_off(*node)
         };
         let controllers = (1..=CONTROLLERS).map(NodeId::new);
         let candidates: Vec<NodeId> = controllers.filter(up).collect();
@@ -159,6 +159,7 @@ impl World {
         process.waiting.insert(sequence, asked);
         let origin = Origin {
             node,
+            directory: process.directory,
             incarnation: process.incarnation,
         };
         let envelope = self.envelope(origin, sequence, required, command);
@@ -234,9 +235,6 @@ impl World {
 
     /// A proposal reaches the leader of the quorum.
     pub(super) fn proposal_arrives(&mut self, envelope: Box<Envelope>) {
-        if self.is_of_replaced_disk(&envelope) {
-            return;
-        }
         let wait = self.quorum_wait();
         if wait > Duration::ZERO {
             let wait = wait + self.delay();
@@ -245,7 +243,9 @@ impl World {
         let outcome = self.apply(&envelope);
         if self.settling || !self.rng.random_bool(0.05) {
             let delay = self.delay();
-            let Origin { node, incarnation } = envelope.origin;
+            let Origin {
+                node, incarnation, ..
+            } = envelope.origin;
             let answered = Scheduled::ProposalAnswered {
                 node,
                 incarnation,
@@ -256,20 +256,15 @@ impl World {
         }
     }
 
-    /// What a process had under way when its node's disk was replaced is lost. Applied after the new
-    /// disk's registration it would be taken for that of a newer life, and lock the node out: starts
-    /// are counted on the disk. Disks are not replaced within the time that a proposal is tried.
-    fn is_of_replaced_disk(&self, envelope: &Envelope) -> bool {
-        let node = self.nodes.get(&envelope.origin.node);
-        node.is_some_and(|node| node.retired.contains(&envelope.origin.incarnation))
-    }
-
     fn apply(&mut self, envelope: &Envelope) -> Outcome {
         let before = Arc::clone(self.quorum.latest());
         let mut image = MetadataImage::clone(&before);
         let at = self.quorum.next_place();
         let Incarnation { start, random } = envelope.origin.incarnation;
-        let proposed = (envelope.origin.node, start, random, envelope.sequence);
+        let Origin {
+            node, directory, ..
+        } = envelope.origin;
+        let proposed = (node, directory, start, random, envelope.sequence);
         let repeat = !self.quorum.applied.insert(proposed);
         let mut applied = (self.cores.apply)(&mut image, envelope, at);
         let outcome = applied.outcomes.pop().unwrap_or(Outcome::Done);

@@ -5,7 +5,6 @@
 mod fake;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fake::{Answers, EPOCH, Known, LEADER, client_of, not_here};
@@ -247,44 +246,6 @@ async fn a_batch_that_is_too_large_is_split_until_it_fits() {
     }
     // Under their own sequences: nothing was given up.
     assert!(fake.seen.lock().iter().all(|seen| seen.epoch == 0));
-}
-
-#[tokio::test]
-async fn batches_grow_again_once_the_topic_takes_more() {
-    let grown = Arc::new(AtomicBool::new(false));
-    let takes_all = Arc::clone(&grown);
-    let script: Script = Box::new(move |_, seen| {
-        let takes = seen.records < 3 || takes_all.load(Ordering::Relaxed);
-        Some(if takes {
-            Ok(0)
-        } else {
-            Err("MESSAGE_TOO_LARGE")
-        })
-    });
-    let (fake, client) = serve(script).await;
-    let producer = client.producer(ProducerOptions::default());
-    let seven = async || {
-        let mut sent = Vec::new();
-        for _ in 0..7 {
-            sent.push(send(&producer, "a").await);
-        }
-        producer.flush().await;
-        for delivery in sent {
-            delivery.wait().await.unwrap();
-        }
-        fake.seen.lock().iter().map(|seen| seen.records).max()
-    };
-    assert_eq!(seven().await, Some(7), "which is refused");
-    fake.seen.lock().clear();
-    assert!(seven().await < Some(7), "they are gathered smaller");
-    grown.store(true, Ordering::Relaxed);
-    fake.seen.lock().clear();
-    for _ in 0..1_000 {
-        if seven().await == Some(7) {
-            return;
-        }
-    }
-    panic!("batches stay small for ever");
 }
 
 #[tokio::test]

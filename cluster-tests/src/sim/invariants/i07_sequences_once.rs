@@ -1,8 +1,9 @@
 //! I7: no sequence of a producer is twice in a log.
 //!
-//! Not verified: producers whose state was forgotten (more than a run has).
+//! Not verified: producers whose state was forgotten (more than a run has), and batches that retention
+//! has given up since: a replica that began anew at the log's start (R15) does not know of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use quorate_types::NodeId;
 
@@ -14,8 +15,18 @@ type Place = (u64, u16, u32);
 
 #[derive(Default)]
 pub(super) struct SequencesOnce {
-    /// Of which life and generation, and what its log has.
-    logs: BTreeMap<NodeId, (u64, u64, BTreeSet<Place>)>,
+    logs: BTreeMap<NodeId, Looked>,
+}
+
+/// What was seen of a log.
+#[derive(Default)]
+struct Looked {
+    /// Of which life and generation.
+    of: (u64, u64),
+    /// Batches.
+    batches: usize,
+    /// And where it begins.
+    has: BTreeMap<Place, u64>,
 }
 
 impl Checker for SequencesOnce {
@@ -27,21 +38,21 @@ impl Checker for SequencesOnce {
         let Some((node, seen)) = sight.stepped() else {
             return Ok(());
         };
-        if seen.new_batches().is_empty() {
-            return Ok(());
-        }
-        let (life, generation, has) = self.logs.entry(node).or_default();
-        if (*life, *generation) != (seen.life, seen.generation) {
+        let of = (seen.life, seen.generation);
+        let looked = self.logs.entry(node).or_default();
+        if looked.of != of {
             // Then all of its batches are new.
-            (*life, *generation) = (seen.life, seen.generation);
-            has.clear();
-            for batch in &seen.batches[..seen.known] {
-                has.extend(batch.producer);
-            }
+            *looked = Looked {
+                of,
+                ..Looked::default()
+            };
         }
-        for batch in seen.new_batches() {
+        let new = seen.batches.get(looked.batches..).unwrap_or_default();
+        looked.batches = seen.batches.len();
+        for batch in new {
             if let Some(producer) = batch.producer
-                && !has.insert(producer)
+                && let Some(first) = looked.has.insert(producer, batch.base)
+                && first >= seen.log_start
             {
                 return Err(format!("node {node} has it again: {batch:?}"));
             }
