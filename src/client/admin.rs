@@ -186,6 +186,7 @@ impl Client {
             history,
         };
         let mut described = Vec::new();
+        let mut topic_id = None;
         loop {
             let mut page = self
                 .call(false, |channel| {
@@ -197,6 +198,10 @@ impl Client {
                     }
                 })
                 .await?;
+            if *topic_id.get_or_insert(page.topic_id.clone()) != page.topic_id {
+                let why = format!("topic {topic} was deleted and made anew meanwhile: ask again");
+                return Err(ClientError::Protocol(why));
+            }
             described.append(&mut page.partitions);
             match page.next_partition {
                 // Whoever answers names a later one, or the pages would never end.

@@ -8,9 +8,9 @@ use quorate_record::{Batch, BatchError, BatchHeader, HEADER_LEN, LeaderEpochCach
 use quorate_types::{LeaderEpoch, Offset};
 use tracing::warn;
 
-use crate::checkpoint::{POSITIONS_LEN, Positions, decode_epochs};
+use crate::checkpoint::{POSITIONS_LEN, Positions, decode_epochs, encode_epochs};
 use crate::damage::{damage_mark, mark_damaged};
-use crate::dir::{Dir, DirFile, OpenMode, read_file};
+use crate::dir::{Dir, DirFile, OpenMode, read_file, replace_file};
 use crate::error::{LogError, at};
 use crate::partition_log::{EPOCHS_FILE, LogOptions, POSITIONS_FILE, PartitionLog};
 use crate::reader::Shared;
@@ -325,6 +325,8 @@ impl<D: Dir> Opening<'_, D> {
             }
             end = positions.log_start;
             self.epochs = LeaderEpochCache::default();
+            let none = encode_epochs(&self.epochs);
+            replace_file(&**self.dir, self.path, EPOCHS_FILE, &none).map_err(at(self.path))?;
             for base in names
                 .iter()
                 .filter_map(|entry| base_of(&entry.name, "snapshot"))

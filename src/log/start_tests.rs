@@ -129,6 +129,7 @@ fn a_log_that_was_to_begin_anew_does_so_when_it_is_opened() {
     let mut log = filled(&root, 30);
     let bases = segments(&root);
     let name = |base: u64| format!("{base:020}.log");
+    let epochs = fs::read(file(&root, "leader-epoch-checkpoint"));
     let old: Vec<_> = bases
         .iter()
         .map(|base| (*base, fs::read(file(&root, &name(*base))).unwrap()))
@@ -151,6 +152,7 @@ fn a_log_that_was_to_begin_anew_does_so_when_it_is_opened() {
     for (bytes, path) in kept {
         fs::write(path, bytes).unwrap();
     }
+    fs::write(file(&root, "leader-epoch-checkpoint"), epochs.unwrap()).unwrap();
     fs::remove_file(file(&root, &name(500))).unwrap();
     for (base, bytes) in old {
         fs::write(file(&root, &name(base)), bytes).unwrap();
@@ -164,6 +166,10 @@ fn a_log_that_was_to_begin_anew_does_so_when_it_is_opened() {
     assert_eq!(snapshots(&root), [] as [PathBuf; 0]);
     let none = quorate_record::ProducerStates::default();
     assert_eq!(log.producers().encode(), none.encode());
+    // Nor is it had again from a file that was written before.
+    drop(log);
+    let (log, _) = open(&root, AFTER_KILL);
+    assert_eq!(log.last_epoch(), None);
 }
 
 #[test]

@@ -28,6 +28,7 @@ pub const DECODERS: &[super::Target] = decoders! {
         DescribeTopicRequest, DescribeTopicResponse,
         DescribeClusterRequest, DescribeClusterResponse,
         DescribePartitionsRequest, DescribePartitionsResponse, LogLevelRequest, LogLevelResponse,
+        SetFeatureRequest, SetFeatureResponse,
         WatchEventsRequest, ClusterEvent,
     }
     internal {
