@@ -9,7 +9,7 @@ use quorate_metadata::{
     Broker as Registered, BrokerState, Command, DamagedReplica, Outcome, RegisterBroker,
 };
 use quorate_quorum::QuorumHandle;
-use quorate_types::{BrokerEpoch, Endpoint, ErrorCode, Incarnation, NodeId};
+use quorate_types::{BrokerEpoch, Endpoint, ErrorCode, Incarnation, NodeId, RaftIndex};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -168,6 +168,8 @@ impl Lifecycle {
         let mut pulse = interval(self.config.heartbeat_interval);
         pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut unanswered: VecDeque<(u64, Duration)> = VecDeque::new();
+        let mut answered = Answered::default();
+        let mut newer = self.quorum.images();
         let mut number = 0;
         let mut told_applied = false;
         loop {
@@ -197,12 +199,22 @@ impl Lifecycle {
                         return None;
                     }
                     while let Some((_, sent)) = unanswered.front().copied().filter(|(n, _)| *n <= reply.number) {
-                        self.contact.record(sent);
+                        answered.hold(sent, reply.applied);
                         unanswered.pop_front();
                     }
+                    let applied = newer.borrow_and_update().applied().index;
+                    answered.count(applied, &self.contact);
                     if reply.may_stop {
                         self.may_stop.send_replace(true);
                     }
+                    continue;
+                }
+                changed = newer.changed(), if !answered.is_empty() => {
+                    if changed.is_err() {
+                        return None;
+                    }
+                    let applied = newer.borrow_and_update().applied().index;
+                    answered.count(applied, &self.contact);
                     continue;
                 }
                 changed = leadership.changed() => {
@@ -243,6 +255,35 @@ impl Lifecycle {
     }
 }
 
+/// Heartbeats whose answers do not count yet: the controller's image was ahead of this node's. One that
+/// was frozen is answered at once when it goes on, and does not know yet that it was replaced (R6).
+#[derive(Default)]
+struct Answered(VecDeque<(Duration, RaftIndex)>);
+
+impl Answered {
+    /// An answer to the heartbeat of that time; the oldest is given up where too many wait.
+    fn hold(&mut self, sent: Duration, applied: RaftIndex) {
+        if self.0.len() == UNANSWERED {
+            self.0.pop_front();
+        }
+        self.0.push_back((sent, applied));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Those count that this node's image has reached.
+    fn count(&mut self, applied: RaftIndex, contact: &ControllerContact) {
+        while let Some((sent, needed)) = self.0.front().copied()
+            && needed <= applied
+        {
+            contact.record(sent);
+            self.0.pop_front();
+        }
+    }
+}
+
 /// What is wrong, and what to do.
 fn image_differs(controller: NodeId, differs: &ImageDifference) -> String {
     let ImageDifference {
@@ -271,4 +312,30 @@ pub(crate) fn is_active(
             && Some(broker.epoch) == epoch
             && broker.state == BrokerState::Active
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_counts_once_the_image_is_as_new_as_the_controllers() {
+        let contact = ControllerContact::default();
+        let mut answered = Answered::default();
+        let at = Duration::from_millis;
+        let index = RaftIndex::new;
+        answered.hold(at(10), index(5));
+        answered.hold(at(20), index(8));
+        answered.count(index(4), &contact);
+        assert_eq!(contact.last(), Duration::ZERO);
+        answered.count(index(7), &contact);
+        assert_eq!(contact.last(), at(10));
+        answered.count(index(8), &contact);
+        assert_eq!(contact.last(), at(20));
+        assert!(answered.is_empty());
+        for beat in 0..100 {
+            answered.hold(at(beat), index(99));
+        }
+        assert_eq!(answered.0.len(), UNANSWERED);
+    }
 }

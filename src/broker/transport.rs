@@ -68,6 +68,8 @@ pub struct HeartbeatReply {
     pub not_controller: Option<NodeId>,
     /// Why it was not taken.
     pub refused: Option<String>,
+    /// What the controller's image had reached: the answer counts once the broker's has, too.
+    pub applied: RaftIndex,
     /// The broker's image is not the controller's.
     pub image_differs: Option<ImageDifference>,
 }

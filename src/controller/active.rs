@@ -152,6 +152,7 @@ impl Active {
                         let now = self.start.elapsed();
                         let told = Told {
                             answer: liveness.heartbeat(connection, &beat, now, &mut actions),
+                            applied: self.quorum.image().applied().index,
                             image_differs: self.compare(&mut agreement, &beat, hash),
                         };
                         let _gone = answer.send(told);

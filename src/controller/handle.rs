@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use quorate_liveness::{ConnectionId, Heartbeat, HeartbeatAnswer};
 use quorate_quorum::QuorumHandle;
-use quorate_types::NodeId;
+use quorate_types::{NodeId, RaftIndex};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::agreement::Difference;
@@ -29,6 +29,9 @@ pub struct NotActive {
 pub struct Told {
     /// By liveness.
     pub answer: HeartbeatAnswer,
+    /// What the controller's image had reached. One that was frozen may have been replaced meanwhile:
+    /// the answer counts once its own image shows that (R6).
+    pub applied: RaftIndex,
     /// Its image is not the controller's: it must stop.
     pub image_differs: Option<Difference>,
 }

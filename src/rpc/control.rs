@@ -71,6 +71,7 @@ impl ControllerService {
                 proto::HeartbeatAnswer {
                     number,
                     may_stop: told.answer.may_stop,
+                    applied_index: told.applied.get(),
                     image_differs: differs,
                     ..proto::HeartbeatAnswer::default()
                 }
@@ -194,6 +195,7 @@ fn from_proto(answer: proto::HeartbeatAnswer) -> HeartbeatReply {
         may_stop: answer.may_stop,
         not_controller: answer.not_controller.map(NodeId::new),
         refused: answer.refused.then_some(answer.reason),
+        applied: RaftIndex::new(answer.applied_index),
         image_differs: answer.image_differs.map(|differs| ImageDifference {
             index: RaftIndex::new(differs.index),
             controller: differs.controller_hash,
