@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use cluster_tests::{Cluster, acknowledged_after};
+use cluster_tests::{Cluster, acknowledged_after, eventually};
 use quorate_types::NodeId;
 use quorate_workload::{Writer, check, read_all};
 use serde_json::Value;
@@ -61,8 +61,11 @@ async fn pages(cluster: &Cluster) {
         .create_topic("pages", COUNT, 1, BTreeMap::new())
         .await;
     created.unwrap();
-    let described = client.describe_partitions("pages", None, true).await;
-    let partitions = described.unwrap().partitions;
+    // The node that answers may not have heard of the topic yet.
+    let described = eventually("the pages", || async {
+        client.describe_partitions("pages", None, true).await
+    });
+    let partitions = described.await.partitions;
     let numbers = partitions
         .iter()
         .map(|state| state.partition.as_ref().unwrap().partition.unsigned_abs());
