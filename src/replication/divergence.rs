@@ -49,6 +49,7 @@ pub(crate) fn judge(
 /// its largest epoch ≤ the leader's.
 pub(crate) fn cut_at(
     epochs: &LeaderEpochCache,
+    log_start: Offset,
     log_end: Offset,
     epoch: Option<LeaderEpoch>,
     end: Offset,
@@ -56,7 +57,9 @@ pub(crate) fn cut_at(
     let own = epoch.and_then(|epoch| epochs.end_offset_for(epoch, log_end));
     match (epoch, own) {
         (Some(_), Some((_, own_end))) => end.min(own_end),
-        // Nothing of the own log is as old: none of it can be shared.
+        // Nothing of the own log is as old: none of it can be shared. What lies below its start is not
+        // in it, where the leader's history goes so far.
+        (Some(_), None) if end >= log_start => log_start,
         (Some(_), None) => Offset::ZERO,
         (None, _) => end.min(log_end),
     }
@@ -67,6 +70,29 @@ mod tests {
     use quorate_types::{BrokerEpoch, PartitionId, SubscriptionId, TopicId, TopicPartition};
 
     use super::*;
+
+    #[test]
+    fn of_a_log_that_is_newer_than_the_leaders_end_nothing_is_kept_but_where_it_begins() {
+        let mut epochs = LeaderEpochCache::default();
+        epochs.note_records(LeaderEpoch::new(5), Offset::new(3), Offset::new(7));
+        let cut = |end| {
+            let epoch = Some(LeaderEpoch::new(2));
+            cut_at(
+                &epochs,
+                Offset::new(3),
+                Offset::new(7),
+                epoch,
+                Offset::new(end),
+            )
+        };
+        assert_eq!(
+            cut(3),
+            Offset::new(3),
+            "the leader has all that was given up here"
+        );
+        assert_eq!(cut(6), Offset::new(3));
+        assert_eq!(cut(2), Offset::ZERO, "it has not");
+    }
 
     #[test]
     fn a_log_without_a_record_agrees_wherever_the_leaders_log_is() {

@@ -308,6 +308,7 @@ impl ReplicaFollower {
         let partition = diverged.partition;
         let shared = crate::divergence::cut_at(
             log.epochs(),
+            log.log_start(),
             log.log_end(),
             diverged.epoch,
             diverged.end_offset,
