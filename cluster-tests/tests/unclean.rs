@@ -14,7 +14,7 @@ use quorate_proto::v1;
 use quorate_proto::v1::consume_request::Start;
 use quorate_proto::v1::consumer_client::ConsumerClient;
 use quorate_types::{Endpoint, NodeId};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::{Code, Streaming};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -234,7 +234,12 @@ async fn a_sole_replica_that_is_damaged_leads_again_and_says_what_is_missing() {
     let mut live = test.consume(witness, 0).await;
     assert_eq!(read_up_to(&mut live, 40).await.len(), 40);
     test.cluster.processes.terminate(leader).unwrap();
+    let deadline = Instant::now() + SOON;
     while test.cluster.processes.state(leader).unwrap() != NodeState::Down {
+        assert!(
+            Instant::now() < deadline,
+            "waited for node {leader} to stop"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let node = test
