@@ -489,7 +489,9 @@ impl Liveness {
         self.rebalance(now, out);
     }
 
-    /// Gives preferred leaders some of their partitions back (`auto.leader.rebalance`).
+    /// Gives preferred leaders some of their partitions back (`auto.leader.rebalance`), and partitions
+    /// without a leader to an in-sync replica that can lead again: its disk failed while it was the
+    /// last one (R13).
     fn rebalance(&mut self, now: Duration, out: &mut Vec<Action>) {
         if self.rebalancing || now.saturating_sub(self.rebalanced) < self.timing.rebalance_interval
         {
@@ -506,9 +508,11 @@ impl Liveness {
             .partitions()
             .iter()
             .filter(|(_, reg)| {
+                if reg.leader.is_none() {
+                    return reg.fsync_established && reg.isr.iter().any(|node| active(*node));
+                }
                 reg.replicas.first().is_some_and(|preferred| {
-                    reg.leader.is_some()
-                        && reg.leader != Some(preferred.node)
+                    reg.leader != Some(preferred.node)
                         && reg.isr.contains(&preferred.node)
                         && active(preferred.node)
                 })

@@ -1,11 +1,15 @@
 //! Who is fenced, when, and who is not.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate_metadata::{Command, Envelope, LogId, MetadataImage, Origin, RegisterBroker};
+use quorate_metadata::{
+    Command, CreateTopic, Envelope, LogId, MetadataImage, Origin, RegisterBroker,
+};
 use quorate_types::{
-    BootId, BrokerEpoch, DirectoryId, Endpoint, Incarnation, NodeId, RaftIndex, Term, Timestamp,
+    BootId, BrokerEpoch, DirectoryId, Endpoint, Incarnation, NodeId, PartitionId, RaftIndex, Term,
+    Timestamp, TopicId, TopicName, TopicPartition,
 };
 
 use crate::{Action, ConnectionId, Heartbeat, Liveness, LivenessTiming, Probe, ProbeResult};
@@ -355,4 +359,40 @@ fn a_shutdown_is_let_go_when_it_is_applied() {
         .liveness
         .heartbeat(LINK, &beat, controller.now, &mut out);
     assert!(answer.may_stop);
+}
+
+#[test]
+fn a_partition_without_a_leader_goes_to_an_in_sync_replica_that_lives() {
+    let mut controller = Controller::active();
+    let topic_id = TopicId::from_bytes([7; 16]);
+    let create = Command::CreateTopic(CreateTopic {
+        name: TopicName::new("t").unwrap(),
+        topic_id,
+        partitions: 1,
+        replication_factor: 1,
+        seed: 0,
+        config: BTreeMap::new(),
+    });
+    apply(&mut controller.image, create);
+    let partition = TopicPartition::new(topic_id, PartitionId::new(0));
+    let broker_epoch = controller.image.broker(NODE).unwrap().epoch;
+    // Its only replica's disk failed, and the broker lives on.
+    let report = Command::ReportReplicaDamaged {
+        partition,
+        node: NODE,
+        broker_epoch,
+        found: "a sync failed".to_owned(),
+    };
+    apply(&mut controller.image, report);
+    assert_eq!(controller.image.partition(&partition).unwrap().leader, None);
+    let image = Arc::new(controller.image.clone());
+    controller.liveness.take_image(image, controller.now);
+    let mut led = None;
+    for _ in 0..20 {
+        controller.beat(false);
+        let actions = controller.pass(500);
+        controller.carry_out(&actions);
+        led = controller.image.partition(&partition).unwrap().leader;
+    }
+    assert_eq!(led, Some(NODE));
 }

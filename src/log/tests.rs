@@ -552,6 +552,28 @@ fn a_failed_flush_counts_also_when_the_log_was_cut_meanwhile() {
 }
 
 #[test]
+fn a_cut_after_a_failed_write_gives_its_room_back_first_and_can_be_tried_again() {
+    let root = TempDir::new().unwrap();
+    let (mut log, _) = open(&root, AFTER_KILL);
+    append(&mut log, 1, 1, 0);
+    flush(&mut log);
+    let folder = root.path().join(PATH);
+    let file = folder.join("00000000000000000000.log");
+    let whole = std::fs::read(&file).unwrap();
+    // Half a batch took the last room.
+    std::fs::write(&file, [whole.as_slice(), &[0; 100]].concat()).unwrap();
+    let _why = log.fail(LogError::Failed("no space".to_owned()));
+    let in_the_way = folder.join("checkpoint.tmp");
+    std::fs::create_dir(&in_the_way).unwrap();
+    log.cut_to_flushed().unwrap_err();
+    assert_eq!(std::fs::read(&file).unwrap(), whole);
+    std::fs::remove_dir(&in_the_way).unwrap();
+    log.cut_to_flushed().unwrap();
+    assert_eq!(log.log_end(), Offset::new(1));
+    append(&mut log, 2, 1, 1);
+}
+
+#[test]
 fn a_flush_that_ends_well_after_another_sync_has_failed_counts_nothing() {
     let root = TempDir::new().unwrap();
     let (mut log, _) = open(&root, AFTER_KILL);

@@ -61,7 +61,12 @@ impl<D: Dir> PartitionLog<D> {
         }
         self.failed = None;
         self.generation += 1;
-        let cut = self.cut(self.flushed_end);
+        // What a write of half a batch has left never was the log's; on a full disk it holds the room
+        // that the cut takes.
+        let active = &self.active;
+        let tail = active.file.truncate(active.size());
+        let tail = tail.map_err(at(&active.path));
+        let cut = tail.and_then(|()| self.cut(self.flushed_end));
         cut.map_err(|error| self.fail(error))
     }
 
@@ -93,12 +98,13 @@ impl<D: Dir> PartitionLog<D> {
         self.checkpointed = positions;
         for later in segments[holder + 1..].iter().rev() {
             self.remove_segment(later)?;
+            // Where the cut fails further on it is tried again.
+            self.shared.segments.write().pop();
         }
         let same_path = |extension| format!("{}/{}", self.path, file_name(segment.base, extension));
         for extension in ["index", "timeindex"] {
             remove_if_there(&*self.dir, &same_path(extension))?;
         }
-        self.shared.segments.write().truncate(holder + 1);
         segment.set_size(position);
         segment.index.write().truncate_to(position);
         self.shared.truncated(cut);

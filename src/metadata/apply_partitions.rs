@@ -225,6 +225,14 @@ impl Change<'_> {
             let Some(old) = self.image.partition(id).cloned() else {
                 continue;
             };
+            if old.leader.is_none() {
+                let mut new = Registration::clone(&old);
+                self.elect_where_offline(*id, &mut new, None, Unclean::Never);
+                if let Some(node) = new.leader {
+                    self.store(*id, new, Reason::Again { node });
+                }
+                continue;
+            }
             let Some(preferred) = old.replicas.first().map(|replica| replica.node) else {
                 continue;
             };

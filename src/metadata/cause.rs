@@ -49,6 +49,8 @@ pub(crate) enum Reason {
     Ready,
     /// A replica that may lead is back, in a partition without a leader.
     Back { node: NodeId },
+    /// An in-sync replica may lead again, in a partition without a leader: its disk had failed.
+    Again { node: NodeId },
     /// A replica is back where none is left that is sure to hold all that was acknowledged (R7).
     Unsure { node: NodeId },
     /// A broker was fenced: what the controller saw.
@@ -140,6 +142,10 @@ impl fmt::Display for Cause {
             Reason::Back { node } => {
                 write!(f, "broker {node} is back, with all that was acknowledged")
             }
+            Reason::Again { node } => write!(
+                f,
+                "broker {node} was in sync when its disk failed, and can go on"
+            ),
             Reason::Unsure { node } => write!(
                 f,
                 "broker {node} is back, and no replica is left that is sure to hold all that was \

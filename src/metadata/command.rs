@@ -228,7 +228,8 @@ pub enum Command {
         /// The epoch it leads at.
         leader_epoch: LeaderEpoch,
     },
-    /// First replicas get their partitions back where they are in sync.
+    /// First replicas get their partitions back where they are in sync; a partition without a leader
+    /// goes to any in-sync replica.
     ElectPreferredLeaders {
         /// Which partitions.
         partitions: Vec<TopicPartition>,

@@ -3,6 +3,8 @@
 //! the simulator runs this very code. The rules (R1–R17) and invariants (I1–I12) that the code
 //! names are in README.md beside this file.
 
+#[cfg(test)]
+mod disk_tests;
 mod divergence;
 mod events;
 mod follower;

@@ -36,7 +36,7 @@ impl Cluster {
     }
 
     /// A flush of that node ends, and the disk has not taken it.
-    fn fail_flush(&mut self, id: u32) {
+    pub(crate) fn fail_flush(&mut self, id: u32) {
         let done = FlushDone {
             end: self.replica(id).log().log_end(),
             generation: self.replica(id).log().generation(),

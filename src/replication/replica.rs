@@ -18,7 +18,7 @@ use crate::leader::ReplicaLeader;
 use crate::leader_isr::listed;
 use crate::leader_produce::Appended;
 use crate::messages::{FollowerMessage, LeaderMessage, Subscribe, SubscriptionError};
-use crate::replica_flush::Notice;
+use crate::replica_flush::{Backoff, Notice};
 use crate::view::PartitionView;
 use crate::{Faults, NoFaults};
 
@@ -50,6 +50,10 @@ pub struct Replica<D: Dir, F: Faults = NoFaults> {
     /// Since when a flush is under way.
     pub(crate) flushing_since: Option<Duration>,
     pub(crate) checkpointed_at: Duration,
+    /// When a log whose disk failed may be cut and taken into use again.
+    pub(crate) recovery: Backoff,
+    /// The last leader epoch at which it was named leader although it is damaged.
+    pub(crate) led_in_vain: Option<LeaderEpoch>,
     /// When it last resigned.
     pub(crate) resigned_at: Option<Duration>,
     /// By which image the quorum was last told where an unclean epoch begins.
@@ -81,6 +85,8 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             notice: None,
             flushing_since: None,
             checkpointed_at: Duration::ZERO,
+            recovery: Backoff::default(),
+            led_in_vain: None,
             resigned_at: None,
             told_loss_at: None,
             unreadable: None,
@@ -209,7 +215,18 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             return;
         }
         match &mut self.role {
-            Role::Damaged => return,
+            Role::Damaged => {
+                let registration = &view.registration;
+                // Its first report left it the last member: whoever came back since may lead.
+                if serving
+                    && registration.leader == Some(self.me)
+                    && self.notice.is_none()
+                    && self.led_in_vain.replace(epoch) != Some(epoch)
+                {
+                    self.report_damaged(cx.now, "it is damaged, and was to lead");
+                }
+                return;
+            }
             Role::Leader(leader)
                 if leader.epoch == epoch && leader.view.my_epoch == view.my_epoch && serving =>
             {
@@ -452,6 +469,14 @@ impl<D: Dir, F: Faults> Replica<D, F> {
         }
         self.check_flush(cx.now);
         self.checkpoint_if_due(cx, out);
+        // The image may have come before the quorum's answer, or the disk may have room again.
+        if matches!(self.role, Role::Failed(_))
+            && self.notice.is_none()
+            && self.recovery.is_over(cx.now)
+            && let Some(view) = self.view.clone()
+        {
+            self.take_view(cx, view, out);
+        }
     }
 
     /// What follows from any change: the high watermark and its answers, ISR proposals, data for

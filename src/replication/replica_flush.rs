@@ -18,6 +18,38 @@ pub(crate) struct Notice {
     again_at: Duration,
 }
 
+/// How long a log whose disk failed again and again is left alone: each return of a replica costs all
+/// the others a leader epoch.
+#[derive(Debug, Default)]
+pub(crate) struct Backoff {
+    failures: u32,
+    until: Duration,
+}
+
+/// The first failure costs no time, the second so long, then twice as long each time.
+const BACKOFF: Duration = Duration::from_secs(1);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// Who has gone on for so long has a disk that works.
+const WORKS: Duration = Duration::from_secs(60);
+
+impl Backoff {
+    fn failed(&mut self, now: Duration) {
+        if now > self.until + WORKS {
+            self.failures = 0;
+        }
+        let wait = match self.failures {
+            0 => Duration::ZERO,
+            more => (BACKOFF * (1 << (more - 1).min(5))).min(BACKOFF_MAX),
+        };
+        self.failures += 1;
+        self.until = now + wait;
+    }
+
+    pub(crate) fn is_over(&self, now: Duration) -> bool {
+        now >= self.until
+    }
+}
+
 impl<D: Dir, F: Faults> Replica<D, F> {
     pub(crate) fn start_flush(&mut self, now: Duration, out: &mut Vec<Action<D>>) {
         if matches!(self.role, Role::Failed(_) | Role::Damaged) {
@@ -86,6 +118,9 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             .view
             .as_ref()
             .map(|view| view.registration.leader_epoch);
+        if !matches!(self.role, Role::Failed(_)) {
+            self.recovery.failed(cx.now);
+        }
         self.role = Role::Failed(epoch.unwrap_or(LeaderEpoch::ZERO));
         self.flushing_since = None;
         self.report_damaged(cx.now, why);
@@ -100,13 +135,23 @@ impl<D: Dir, F: Faults> Replica<D, F> {
         failed: LeaderEpoch,
         registration: &Registration,
     ) -> bool {
+        // Until the report is decided, a proposal of before may still bring it into the ISR.
+        if self.notice.is_some() {
+            return false;
+        }
         let electable = registration.isr.contains(&self.me) || registration.elr.contains(&self.me);
         if electable {
-            let told = registration.leader_epoch > failed && self.notice.is_none();
-            if told && registration.leader == Some(self.me) && !registration.fsync_established {
-                // It was to lead, and the cut would lose what counts: another one, or its next start.
-                self.role = Role::Failed(registration.leader_epoch);
-                self.report_damaged(cx.now, "its disk failed");
+            let told = registration.leader_epoch > failed;
+            if told && registration.leader == Some(self.me) {
+                if !registration.fsync_established {
+                    // The cut would lose what counts: another one, or its next start.
+                    self.role = Role::Failed(registration.leader_epoch);
+                    self.report_damaged(cx.now, "its disk failed");
+                } else if !self.recovery.is_over(cx.now) {
+                    self.role = Role::Failed(registration.leader_epoch);
+                    self.report_damaged(cx.now, "its disk failed again and again");
+                    return false;
+                }
             }
             if !told || !registration.fsync_established {
                 return false;
@@ -117,9 +162,10 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             && !registration.tells_of(unclean_epoch, self.log.flushed_end(), self.log.log_end())
         {
             // R7: what goes with the cut may have counted before that election.
-            if self.notice.is_none()
-                && let Some(view) = &self.view
+            if let Some(view) = &self.view
+                && self.told_loss_at < Some(view.applied)
             {
+                self.told_loss_at = Some(view.applied);
                 let report = ReportDataLoss {
                     partition: self.id,
                     node: self.me,
@@ -132,14 +178,22 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             }
             return false;
         }
+        if !self.recovery.is_over(cx.now) {
+            return false;
+        }
         if let Err(error) = self.log.cut_to_flushed() {
-            error!(partition = %self.log.name(), %error, "the log cannot be cut: replica stops");
             if matches!(error, LogError::Corrupt { .. }) {
+                error!(partition = %self.log.name(), %error, "the log cannot be cut: replica stops");
                 self.stop_damaged(&error.to_string());
+                self.report_damaged(cx.now, &error.to_string());
             } else {
-                self.role = Role::Damaged;
+                warn!(partition = %self.log.name(), %error, "the log cannot be cut yet");
+                self.recovery.failed(cx.now);
+                if registration.leader == Some(self.me) {
+                    self.role = Role::Failed(registration.leader_epoch);
+                    self.report_damaged(cx.now, &error.to_string());
+                }
             }
-            self.report_damaged(cx.now, &error.to_string());
             return false;
         }
         true

@@ -121,6 +121,10 @@ impl Cluster {
         cluster
     }
 
+    pub(crate) fn root(&self) -> &std::path::Path {
+        self._root.path()
+    }
+
     pub(crate) fn start(&mut self, id: u32, life: u64) {
         let dir = Arc::clone(&self.dirs[&node(id)]);
         let cx = RecoveryContext { same_boot: true };

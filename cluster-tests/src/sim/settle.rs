@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use quorate_replication::Status;
 use quorate_types::NodeId;
 
 use super::invariants::i09_liveness as liveness;
@@ -35,8 +36,8 @@ impl World {
         for node in self.node_ids() {
             self.node_mut(node).stalled_until = self.now;
             self.release_streams_of(node);
-            // An operator starts a node again whose disk has failed.
-            if self.node(node).disk_failed {
+            // An operator starts a node again whose disk has failed, where nothing else helps.
+            if self.node(node).disk_failed && self.needs_a_restart(node) {
                 self.kill(node);
             }
             self.at(ms(1), Scheduled::Start { node });
@@ -59,6 +60,20 @@ impl World {
         {
             self.violate(partition, format!("{}: {why}", liveness::NAME));
         }
+    }
+
+    /// What a page cache holds only is sorted out by a start (R13), and so is a damaged replica; any
+    /// other whose disk failed goes on by itself.
+    fn needs_a_restart(&self, node: NodeId) -> bool {
+        let Some(process) = self.process(node) else {
+            return true;
+        };
+        let mut slots = process.slots.values();
+        slots.any(|slot| slot.core.status() == Status::Damaged)
+            || self.replicas_on(node).iter().any(|id| {
+                let watched = self.partitions.get(id);
+                watched.is_none_or(|watched| watched.page_cache)
+            })
     }
 
     fn leave_residue(&mut self) {
