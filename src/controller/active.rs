@@ -182,7 +182,7 @@ impl Active {
         }
         let living = image.brokers().values().filter(|broker| !broker.is_gone());
         let living: Vec<NodeId> = living.map(|broker| broker.node).collect();
-        match agreement.compare(beat.node, theirs == ours, &living) {
+        match agreement.compare(beat.node, index, theirs == ours, &living) {
             Verdict::None => None,
             Verdict::BrokerIsWrong => {
                 let difference = Difference {
