@@ -31,6 +31,28 @@ pub struct Cluster {
     _alone: Flock<File>,
 }
 
+/// Lines of each node's log that a failed test shows.
+const LINES: usize = 200;
+
+/// A test that fails shows what its nodes have logged last.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        for node in self.processes.node_ids() {
+            let log = self
+                .processes
+                .log_path(node)
+                .and_then(std::fs::read_to_string);
+            let log = log.unwrap_or_else(|error| error.to_string());
+            let lines: Vec<&str> = log.lines().collect();
+            let last = &lines[lines.len().saturating_sub(LINES)..];
+            eprintln!("node {node} logged at the end:\n{}", last.join("\n"));
+        }
+    }
+}
+
 /// Waits for this machine's only place for a cluster: two would disturb each other's timing.
 pub(crate) async fn alone() -> Flock<File> {
     let path = std::env::temp_dir().join("quorate-cluster-tests.lock");
