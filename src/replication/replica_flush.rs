@@ -186,6 +186,10 @@ impl<D: Dir, F: Faults> Replica<D, F> {
                 error!(partition = %self.log.name(), %error, "the log cannot be cut: replica stops");
                 self.stop_damaged(&error.to_string());
                 self.report_damaged(cx.now, &error.to_string());
+            } else if matches!(error, LogError::Failed(_)) {
+                error!(partition = %self.log.name(), %error, "only a start mends the log: replica stops");
+                self.role = Role::Damaged;
+                self.report_damaged(cx.now, &error.to_string());
             } else {
                 warn!(partition = %self.log.name(), %error, "the log cannot be cut yet");
                 self.recovery.failed(cx.now);

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use quorate_replication::Status;
-use quorate_types::NodeId;
+use quorate_types::{NodeId, TopicPartition};
 
 use super::invariants::i09_liveness as liveness;
 use super::network::Rule;
@@ -36,20 +36,21 @@ impl World {
         for node in self.node_ids() {
             self.node_mut(node).stalled_until = self.now;
             self.release_streams_of(node);
-            // An operator starts a node again whose disk has failed, where nothing else helps.
-            if self.node(node).disk_failed && self.needs_a_restart(node) {
-                self.kill(node);
-            }
             self.at(ms(1), Scheduled::Start { node });
         }
+        self.restart_where_nothing_else_helps();
         self.leave_residue();
         self.last_words();
         let end = self.now + SETTLE;
         let mut looks = 0;
         while self.violation.is_none() {
             looks += 1;
-            if looks % LOOK == 0 && liveness::unsettled(self).is_none() {
-                return;
+            if looks % LOOK == 0 {
+                if liveness::unsettled(self).is_none() {
+                    return;
+                }
+                // A late command may have changed a topic's durability.
+                self.restart_where_nothing_else_helps();
             }
             if !self.next(end) {
                 break;
@@ -62,17 +63,34 @@ impl World {
         }
     }
 
-    /// What a page cache holds only is sorted out by a start (R13), and so is a damaged replica; any
-    /// other whose disk failed goes on by itself.
+    /// An operator starts a node again whose disk has failed.
+    fn restart_where_nothing_else_helps(&mut self) {
+        for node in self.node_ids() {
+            if self.node(node).disk_failed && self.needs_a_restart(node) {
+                self.kill(node);
+                self.at(ms(1), Scheduled::Start { node });
+            }
+        }
+    }
+
+    /// What a page cache holds only is sorted out by a start (R13), and so are a damaged replica and a
+    /// directory that could not be set aside (R14); any other replica whose disk failed goes on by
+    /// itself.
     fn needs_a_restart(&self, node: NodeId) -> bool {
         let Some(process) = self.process(node) else {
             return true;
         };
+        // A disk that hangs from now on is found out by what is written; this one's is idle.
+        let hangs = self.plan.residue == Residue::Stalled(node);
         let mut slots = process.slots.values();
-        slots.any(|slot| slot.core.status() == Status::Damaged)
+        let image = self.quorum.latest();
+        let here = |id: &TopicPartition| image.partition(id).is_some_and(|of| of.has_replica(node));
+        hangs
+            || slots.any(|slot| slot.core.status() == Status::Damaged)
+            || process.ledger.hosted().iter().any(|id| !here(id))
             || self.replicas_on(node).iter().any(|id| {
-                let watched = self.partitions.get(id);
-                watched.is_none_or(|watched| watched.page_cache)
+                let registration = image.partition(id);
+                registration.is_none_or(|registration| !registration.fsync_established)
             })
     }
 
