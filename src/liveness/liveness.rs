@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate_metadata::{Broker, BrokerState, Command, MetadataImage};
+use quorate_metadata::{Broker, BrokerState, Command, MetadataImage, Registration};
 use quorate_types::{BrokerEpoch, Endpoint, Incarnation, NodeId, RaftIndex, TopicPartition};
 
 /// Pause before a fencing that was not decided is proposed again.
@@ -185,6 +185,8 @@ pub struct Liveness {
     ticked: Duration,
     rebalanced: Duration,
     rebalancing: bool,
+    /// Leaderships that were given lately; no more entries than partitions.
+    given: BTreeMap<TopicPartition, Given>,
 }
 
 impl Liveness {
@@ -198,6 +200,7 @@ impl Liveness {
             ticked: now,
             rebalanced: now,
             rebalancing: false,
+            given: BTreeMap::new(),
         };
         liveness.take_image(image, now);
         for session in liveness.sessions.values_mut() {
@@ -498,28 +501,42 @@ impl Liveness {
             return;
         }
         self.rebalanced = now;
-        let active = |node: NodeId| {
-            self.image
-                .broker(node)
-                .is_some_and(|broker| broker.state == BrokerState::Active)
+        let image = Arc::clone(&self.image);
+        self.given.retain(|id, _| image.partition(id).is_some());
+        let active = |node: &NodeId| {
+            let broker = image.broker(*node);
+            broker.filter(|broker| broker.state == BrokerState::Active)
         };
-        let partitions: Vec<TopicPartition> = self
-            .image
-            .partitions()
-            .iter()
-            .filter(|(_, reg)| {
-                if reg.leader.is_none() {
-                    return reg.fsync_established && reg.isr.iter().any(|node| active(*node));
-                }
-                reg.replicas.first().is_some_and(|preferred| {
-                    reg.leader != Some(preferred.node)
-                        && reg.isr.contains(&preferred.node)
-                        && active(preferred.node)
-                })
-            })
-            .map(|(id, _)| *id)
-            .take(self.timing.rebalance_batch)
-            .collect();
+        let due = |reg: &Registration| {
+            let to = if reg.leader.is_none() {
+                let mut members = reg.isr.iter().filter(|_| reg.fsync_established);
+                members.find_map(active)
+            } else {
+                let preferred = reg.replicas.first().map(|replica| replica.node);
+                let preferred = preferred.filter(|node| reg.leader != Some(*node));
+                preferred
+                    .filter(|node| reg.isr.contains(node))
+                    .and_then(|node| active(&node))
+            };
+            to.map(|broker| broker.epoch)
+        };
+        let wait = self.timing.rebalance_interval;
+        let (given, mut partitions) = (&mut self.given, Vec::new());
+        for (id, reg) in image.partitions() {
+            if partitions.len() == self.timing.rebalance_batch {
+                break;
+            }
+            if let Some(to) = due(reg)
+                && Given::again(given.get(id), to, wait, now)
+            {
+                let times = given
+                    .get(id)
+                    .map_or(0, |last| last.times_now(to, wait, now));
+                let times = times + 1;
+                given.insert(*id, Given { at: now, times, to });
+                partitions.push(*id);
+            }
+        }
         if !partitions.is_empty() {
             self.rebalancing = true;
             let command = Command::ElectPreferredLeaders { partitions };
@@ -528,6 +545,40 @@ impl Liveness {
                 command,
             });
         }
+    }
+}
+
+/// A leadership that was given to a broker, how often in a row. One that does not keep it (its disk
+/// hangs, or fails) gets it back after twice as long each time: every change costs the clients a moment.
+#[derive(Debug, Clone, Copy)]
+struct Given {
+    at: Duration,
+    times: u32,
+    to: BrokerEpoch,
+}
+
+impl Given {
+    /// At most so many times the interval.
+    const DOUBLINGS: u32 = 7;
+
+    fn wait(&self, interval: Duration) -> Duration {
+        interval * (1 << self.times.saturating_sub(1).min(Self::DOUBLINGS))
+    }
+
+    /// How often in a row it has been so far: another life of the broker begins anew, and so does
+    /// one that has kept what it was given for some time.
+    fn times_now(&self, to: BrokerEpoch, interval: Duration, now: Duration) -> u32 {
+        let lately = now.saturating_sub(self.at) <= self.wait(interval) * 4;
+        if self.to == to && lately {
+            self.times
+        } else {
+            0
+        }
+    }
+
+    /// Whether it may be given again.
+    fn again(last: Option<&Self>, to: BrokerEpoch, interval: Duration, now: Duration) -> bool {
+        last.is_none_or(|last| last.to != to || now.saturating_sub(last.at) >= last.wait(interval))
     }
 }
 

@@ -396,3 +396,46 @@ fn a_partition_without_a_leader_goes_to_an_in_sync_replica_that_lives() {
     }
     assert_eq!(led, Some(NODE));
 }
+
+#[test]
+fn who_does_not_keep_a_leadership_gets_it_back_less_and_less_often() {
+    let mut controller = Controller::active();
+    let topic_id = TopicId::from_bytes([7; 16]);
+    let create = Command::CreateTopic(CreateTopic {
+        name: TopicName::new("t").unwrap(),
+        topic_id,
+        partitions: 1,
+        replication_factor: 1,
+        seed: 0,
+        config: BTreeMap::new(),
+    });
+    apply(&mut controller.image, create);
+    let partition = TopicPartition::new(topic_id, PartitionId::new(0));
+    let broker_epoch = controller.image.broker(NODE).unwrap().epoch;
+    let mut times = 0;
+    for _ in 0..240 {
+        if controller
+            .image
+            .partition(&partition)
+            .unwrap()
+            .leader
+            .is_some()
+        {
+            times += 1;
+            let report = Command::ReportReplicaDamaged {
+                partition,
+                node: NODE,
+                broker_epoch,
+                found: "a sync failed".to_owned(),
+            };
+            apply(&mut controller.image, report);
+            let image = Arc::new(controller.image.clone());
+            controller.liveness.take_image(image, controller.now);
+        }
+        controller.beat(false);
+        let actions = controller.pass(500);
+        controller.carry_out(&actions);
+    }
+    // Once as it was made, then after 5, 5, 10, 20 and 40 s.
+    assert!((5..=7).contains(&times), "{times} in two minutes");
+}

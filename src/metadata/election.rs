@@ -61,6 +61,8 @@ fn elect(
         registration.isr = vec![leader];
         registration.elr.clear();
         registration.unclean_epoch = Some(registration.leader_epoch);
+        // What the former leaders had synced says nothing of this one's disk (R17).
+        registration.fsync_established = false;
     }
 }
 

@@ -132,7 +132,11 @@ impl ReplicaFollower {
         let id = message.subscription();
         let following = matches!(self.phase, Phase::Following(..));
         match message {
-            LeaderMessage::Accepted(_) => {
+            LeaderMessage::Accepted(accepted) => {
+                // Before anything is acked: it would count as held.
+                if let Err(error) = give_up_below(log, accepted.log_start) {
+                    return Followed::Failed(error.to_string());
+                }
                 self.phase = Phase::Following(id, cx.now);
                 self.backoff = timing.retry_min;
                 self.told = None;
@@ -356,7 +360,7 @@ impl ReplicaFollower {
 
 /// Where the leader's log begins at the end of this one, it has accepted a history that it cannot
 /// compare. What of it is not known for committed here may be another one: it goes before anything
-/// is appended to it (R15).
+/// is acked or appended (R15).
 fn give_up_below<D: Dir>(log: &mut PartitionLog<D>, log_start: Offset) -> Result<(), LogError> {
     if log.log_end() == log_start && log.high_watermark() < log_start {
         return log.restart_at(log_start);

@@ -63,10 +63,11 @@ impl Fixture {
         assert!(matches!(followed, Followed::Fine), "{followed:?}");
     }
 
-    fn accept(&mut self) {
+    fn accept(&mut self, log_start: u64) {
         self.take(LeaderMessage::Accepted(Accepted {
             partition: ID,
             subscription: SUBSCRIPTION,
+            log_start: Offset::new(log_start),
         }));
     }
 
@@ -109,18 +110,19 @@ fn a_log_that_begins_above_where_the_histories_part_begins_anew_there() {
 #[test]
 fn a_batch_across_where_an_empty_log_was_to_begin_is_taken_after_an_unclean_election() {
     let mut fixture = Fixture::new(true, |log| log.restart_at(Offset::new(1)).unwrap());
-    fixture.accept();
+    fixture.accept(0);
     fixture.push(&batch(3, 0, 5), 0, 0);
     assert_eq!(fixture.ends(), (0, 3));
 }
 
 #[test]
-fn what_is_not_committed_below_the_leaders_start_is_given_up_before_anything_is_appended() {
+fn what_is_not_committed_below_the_leaders_start_is_given_up_before_anything_is_acked() {
     let mut fixture = Fixture::new(false, |log| {
         let old = batch(2, 0, 1);
         log.append(&old, Timestamp::from_millis(1)).unwrap();
     });
-    fixture.accept();
+    fixture.accept(2);
+    assert_eq!(fixture.ends(), (2, 2));
     fixture.push(&batch(1, 2, 5), 3, 2);
     assert_eq!(fixture.ends(), (2, 3));
 }

@@ -246,6 +246,7 @@ impl<F: Faults> ReplicaLeader<F> {
                 LeaderMessage::Accepted(Accepted {
                     partition,
                     subscription: id,
+                    log_start: log.log_start(),
                 })
             }
         };

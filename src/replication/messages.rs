@@ -60,6 +60,8 @@ pub struct Accepted {
     pub partition: TopicPartition,
     /// Which subscription.
     pub subscription: SubscriptionId,
+    /// First offset of the leader's log.
+    pub log_start: Offset,
 }
 
 /// Records, as they lie in the leader's log.

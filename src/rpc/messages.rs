@@ -90,10 +90,11 @@ pub(crate) fn leader_to_proto(message: LeaderMessage) -> proto::LeaderMessage {
     let subscription_id = message.subscription().get();
     let (topic_id, partition) = (id_bytes(at), at.partition.get());
     let message = match message {
-        LeaderMessage::Accepted(_) => Message::Accepted(proto::Accepted {
+        LeaderMessage::Accepted(accepted) => Message::Accepted(proto::Accepted {
             subscription_id,
             topic_id,
             partition,
+            log_start_offset: accepted.log_start.get(),
         }),
         LeaderMessage::Batches(batches) => Message::Batches(proto::Batches {
             subscription_id,
@@ -141,6 +142,7 @@ pub(crate) fn leader_from_proto(message: proto::LeaderMessage) -> Result<LeaderM
         Some(Message::Accepted(m)) => LeaderMessage::Accepted(Accepted {
             partition: partition(&m.topic_id, m.partition)?,
             subscription: SubscriptionId::new(m.subscription_id),
+            log_start: Offset::new(m.log_start_offset),
         }),
         Some(Message::Batches(m)) => LeaderMessage::Batches(Batches {
             partition: partition(&m.topic_id, m.partition)?,

@@ -14,7 +14,7 @@ use quorate_metadata::Registration;
 use quorate_types::{Durability, NodeId, TopicPartition};
 
 use crate::sim::plan::Residue;
-use crate::sim::sight::Seen;
+use crate::sim::sight::{Acked, Seen};
 use crate::sim::watched::Watched;
 use crate::sim::world::{Violation, World};
 
@@ -144,7 +144,11 @@ fn untold_loss(registration: &Registration, watched: &Watched, leader: NodeId) -
         .doubtful
         .iter()
         .filter(|(_, acked)| acked.end > watched.given_up && !holder.holds(acked));
-    let untold = lost.find(|(election, acked)| !told(*election, acked.base, acked.end));
+    // What is below the beginning of the new history is gone like anything that retention took.
+    let from = |acked: &Acked| acked.base.max(holder.log_start);
+    let untold = lost.find(|(election, acked)| {
+        from(acked) < acked.end && !told(*election, from(acked), acked.end)
+    });
     untold.map(|(election, acked)| {
         let losses = &registration.losses;
         format!("the election at {election} lost {acked:?}; told is {losses:?}")
