@@ -133,6 +133,9 @@ impl ReplicaFollower {
         let following = matches!(self.phase, Phase::Following(..));
         match message {
             LeaderMessage::Accepted(accepted) => {
+                if self.begins_too_late(log, accepted.log_start) {
+                    return self.restart(cx, log, accepted.log_start);
+                }
                 // Before anything is acked: it would count as held.
                 if let Err(error) = give_up_below(log, accepted.log_start) {
                     return Followed::Failed(error.to_string());
@@ -252,6 +255,28 @@ impl ReplicaFollower {
             return Followed::Fine;
         }
         warn!(%partition, %start, end = %log.log_end(), "behind the leader's log: begins anew");
+        self.restart(cx, log, start)
+    }
+
+    /// A log without a record agrees with any leader's. But where an unclean election's history has
+    /// records before its beginning, those are not what retention took here: it lacks them (R15).
+    fn begins_too_late<D: Dir>(&self, log: &PartitionLog<D>, log_start: Offset) -> bool {
+        let registration = &self.view.registration;
+        let me = self.view.me;
+        registration.unclean_epoch.is_some()
+            && !registration.isr.contains(&me)
+            && !registration.elr.contains(&me)
+            && log.last_record_epoch().is_none()
+            && log.log_end() > log_start
+    }
+
+    /// The log begins anew, and so does its subscription.
+    fn restart<D: Dir>(
+        &mut self,
+        cx: &Context<'_>,
+        log: &mut PartitionLog<D>,
+        start: Offset,
+    ) -> Followed {
         if let Err(error) = log.restart_at(start) {
             return Followed::Failed(error.to_string());
         }

@@ -148,3 +148,12 @@ fn one_that_takes_itself_for_in_sync_waits_for_a_newer_image_when_it_is_behind()
     fixture.take(out_of_range());
     assert_eq!(fixture.ends(), (7, 7));
 }
+
+#[test]
+fn an_empty_log_that_begins_above_an_unclean_elections_history_begins_where_that_does() {
+    let mut fixture = Fixture::new(true, |log| log.restart_at(Offset::new(1)).unwrap());
+    let registration = Arc::make_mut(&mut fixture.follower.view.registration);
+    registration.isr.retain(|member| *member != node(2));
+    fixture.accept(0);
+    assert_eq!(fixture.ends(), (0, 0));
+}

@@ -251,6 +251,16 @@ impl World {
 
     pub(super) fn lose_power(&mut self, node: NodeId) {
         self.node_mut(node).dark = true;
+        // What a leader that was replaced uncleanly has acknowledged since, and not synced, nobody
+        // knows any more.
+        let image = self.quorum.latest();
+        for (id, watched) in &mut self.partitions {
+            let unclean = image
+                .partition(id)
+                .is_some_and(|of| of.unclean_epoch.is_some());
+            let seen = watched.seen.get(&node);
+            watched.damaged |= unclean && seen.is_some_and(|seen| seen.flushed < seen.log_end);
+        }
         drop(self.end_process(node));
         let disk = self.node(node).disk.clone();
         disk.lose_power(&mut self.rng);

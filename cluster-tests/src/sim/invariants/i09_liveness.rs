@@ -6,7 +6,7 @@
 //!
 //! Not verified: partitions whose members of ISR and ELR are all gone for good, how long writes were
 //! refused meanwhile, and two nodes that stay broken. That all is told of a loss where a replica was
-//! damaged or wiped as well.
+//! damaged or wiped as well, or lost what it had not synced.
 
 use std::collections::BTreeSet;
 
