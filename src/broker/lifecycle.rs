@@ -116,6 +116,10 @@ impl Lifecycle {
         let mut backoff = Backoff::new();
         let mut hint = None;
         loop {
+            if let Some(why) = self.replaced(epoch) {
+                self.quorum.fail(why);
+                return;
+            }
             let leader = hint
                 .take()
                 .or_else(|| leadership.borrow_and_update().leader);
@@ -141,6 +145,13 @@ impl Lifecycle {
                 },
             }
         }
+    }
+
+    /// Why this process can take no part any more: another one has registered under the node's id.
+    fn replaced(&self, epoch: BrokerEpoch) -> Option<String> {
+        let image = self.quorum.image();
+        let registered = image.broker(self.registration.node)?;
+        replaced_by(&self.registration, epoch, registered)
     }
 
     fn endpoint(&self, node: NodeId) -> Option<Endpoint> {
@@ -284,6 +295,20 @@ impl Answered {
     }
 }
 
+/// What is wrong where a newer registration of the node is not this process's, and what to do.
+fn replaced_by(mine: &RegisterBroker, epoch: BrokerEpoch, now: &Registered) -> Option<String> {
+    if now.epoch <= epoch || now.incarnation == mine.incarnation {
+        return None;
+    }
+    let (node, directory) = (mine.node, now.directory);
+    Some(format!(
+        "another process has registered as node {node}, with data directory {directory} (this one's is \
+         {}): see that only one runs under this id. Where none other does, it was a late registration \
+         of one that has ended: start this node again",
+        mine.directory
+    ))
+}
+
 /// What is wrong, and what to do.
 fn image_differs(controller: NodeId, differs: &ImageDifference) -> String {
     let ImageDifference {
@@ -317,6 +342,49 @@ pub(crate) fn is_active(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_newer_registration_of_another_process_is_told_and_none_of_its_own() {
+        use quorate_types::{BootId, DirectoryId, Endpoint};
+        let endpoint = Endpoint {
+            host: "h".into(),
+            port: 1,
+        };
+        let life = |random| Incarnation { start: 2, random };
+        let mine = RegisterBroker {
+            node: NodeId::new(1),
+            directory: DirectoryId::from_bytes([1; 16]),
+            incarnation: life(1),
+            boot: BootId::from_bytes([1; 16]),
+            clean_epoch: None,
+            damaged: Vec::new(),
+            client: endpoint.clone(),
+            internal: endpoint.clone(),
+            rack: None,
+            min_level: 1,
+            max_level: 1,
+        };
+        let registered = |epoch, random| Registered {
+            node: mine.node,
+            directory: DirectoryId::from_bytes([2; 16]),
+            incarnation: life(random),
+            boot: mine.boot,
+            epoch: BrokerEpoch::new(epoch),
+            state: BrokerState::Fenced,
+            starting: true,
+            client: endpoint.clone(),
+            internal: endpoint.clone(),
+            rack: None,
+            min_level: 1,
+            max_level: 1,
+        };
+        let told =
+            |epoch, random| replaced_by(&mine, BrokerEpoch::new(5), &registered(epoch, random));
+        // A former life, this one, and one that came after it.
+        assert_eq!(told(4, 9), None);
+        assert_eq!(told(5, 1), None);
+        assert!(told(6, 9).is_some_and(|why| why.contains("node 1")));
+    }
 
     #[test]
     fn an_answer_counts_once_the_image_is_as_new_as_the_controllers() {

@@ -216,6 +216,16 @@ impl World {
         let old = std::mem::replace(&mut process.image, index);
         let old = Arc::clone(&self.quorum.images[old]);
         let new = Arc::clone(&self.quorum.images[index]);
+        if let Some(process) = self.process(node)
+            && let (Some(mine), Some(now)) = (process.epoch, new.broker(node))
+            && now.epoch > mine
+            && now.incarnation != process.incarnation
+        {
+            // A process whose place another one has taken stops, and is started again.
+            note!(self, None, "node {node} was registered by another life");
+            self.kill(node);
+            return self.start_later(node);
+        }
         self.image_for_controller(node, &new);
         let delta = Delta::between(&old, &new);
         self.drop_partitions(node, delta.deleted.iter().copied().collect());
