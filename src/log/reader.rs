@@ -224,7 +224,8 @@ fn read_block<D: Dir>(
     Ok(block)
 }
 
-/// The first batch from `position` on whose header fits, by headers alone.
+/// The first batch from `position` on whose header fits, by headers alone. A batch that says that it
+/// goes on behind `size`, where one ends, is corrupt: what follows it would never be found.
 pub(crate) fn find<D: Dir>(
     segment: &Segment<D>,
     mut position: u64,
@@ -246,6 +247,18 @@ pub(crate) fn find<D: Dir>(
             offset: segment.base,
             source,
         })?;
+        let have = size - position;
+        if header.size as u64 > have {
+            return Err(ReadError::Corrupt {
+                path: segment.path.clone(),
+                position,
+                offset: header.base_offset,
+                source: BatchError::Truncated {
+                    have: have as usize,
+                    need: header.size,
+                },
+            });
+        }
         if fits(&header) {
             return Ok(Some((position, header)));
         }

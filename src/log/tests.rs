@@ -370,6 +370,27 @@ fn what_lies_above_is_no_business_of_a_read() {
 }
 
 #[test]
+fn a_batch_whose_length_was_changed_is_an_error_and_not_the_end() {
+    let root = TempDir::new().unwrap();
+    let (mut log, _) = open(&root, AFTER_KILL);
+    let first = append(&mut log, 1, 2, 0);
+    append(&mut log, 1, 2, 1);
+    append(&mut log, 1, 2, 2);
+    drop(log);
+    let (log, _) = open(&root, AFTER_KILL);
+    // In the second batch's length: 256 KiB more than the segment has.
+    flip(&root, first.size() + 9, 4);
+    for from in 2..4 {
+        let (from, end) = (Offset::new(from), Offset::new(6));
+        let read = log.reader().read(from, end, 1 << 20);
+        assert!(
+            matches!(read, Err(ReadError::Corrupt { .. })),
+            "from {from}: {read:?}"
+        );
+    }
+}
+
+#[test]
 fn a_batch_whose_offset_was_changed_is_not_read() {
     for (at, name) in [(7, "lower"), (6, "higher")] {
         let root = TempDir::new().unwrap();
