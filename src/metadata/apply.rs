@@ -23,7 +23,7 @@ pub struct Applied {
 pub(crate) struct Change<'a> {
     pub(crate) image: &'a mut MetadataImage,
     pub(crate) at: LogId,
-    time: Timestamp,
+    pub(crate) time: Timestamp,
     events: Vec<ClusterEvent>,
     pub(crate) planted: Planted,
 }
@@ -35,6 +35,10 @@ pub(crate) struct Planted {
     pub(crate) any_broker_epoch: bool,
     pub(crate) drop_last_member: bool,
     pub(crate) keep_established: bool,
+    pub(crate) any_coordinator_epoch: bool,
+    pub(crate) any_member_epoch: bool,
+    pub(crate) any_commit_order: bool,
+    pub(crate) assign_before_release: bool,
 }
 
 impl Planted {
@@ -44,6 +48,10 @@ impl Planted {
             any_broker_epoch: F::ANY_BROKER_EPOCH,
             drop_last_member: F::DROP_LAST_MEMBER,
             keep_established: F::KEEP_ESTABLISHED,
+            any_coordinator_epoch: F::ANY_COORDINATOR_EPOCH,
+            any_member_epoch: F::ANY_MEMBER_EPOCH,
+            any_commit_order: F::ANY_COMMIT_ORDER,
+            assign_before_release: F::ASSIGN_BEFORE_RELEASE,
         }
     }
 }
@@ -95,6 +103,8 @@ impl Change<'_> {
             } => self.resign(*partition, *leader, *leader_epoch),
             Command::ElectPreferredLeaders { partitions } => self.elect_preferred(partitions),
             Command::SetFeature { level } => self.set_feature(*level),
+            Command::AlterGroups { changes } => self.alter_groups(changes),
+            Command::CommitOffsets { commits } => self.commit_offsets(commits),
             Command::AllocateProducerIds { count } => self.allocate_producer_ids(*count),
         }
     }

@@ -61,6 +61,7 @@ impl Change<'_> {
             max_level: register.max_level,
         };
         self.image.brokers.insert(node, broker);
+        self.place_shards();
         self.tell(EventKind::BrokerRegistered { node, epoch }, cause);
         Outcome::Registered { epoch }
     }
@@ -239,5 +240,6 @@ impl Change<'_> {
             broker.state = state;
             broker.starting = false;
         }
+        self.place_shards();
     }
 }

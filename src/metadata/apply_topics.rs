@@ -188,6 +188,7 @@ impl Change<'_> {
             self.image.history.forget(&id);
         }
         self.image.history.forget_topic(topic_id);
+        self.forget_in_groups(topic_id);
         self.tell(EventKind::TopicDeleted { topic: topic.name }, Reason::Asked);
         Outcome::Done
     }

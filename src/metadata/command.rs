@@ -9,6 +9,8 @@ use quorate_types::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::group_command::{AlterGroup, GroupCommit, RefusedItem};
+
 /// A place in the metadata log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct LogId {
@@ -239,6 +241,16 @@ pub enum Command {
         /// The new level.
         level: u32,
     },
+    /// Groups change (each judged by itself).
+    AlterGroups {
+        /// The changes, in order.
+        changes: Vec<AlterGroup>,
+    },
+    /// Offsets are committed (each judged by itself).
+    CommitOffsets {
+        /// The commits, in order.
+        commits: Vec<GroupCommit>,
+    },
     /// A block of producer ids for one node to give out.
     AllocateProducerIds {
         /// 1–10,000.
@@ -280,6 +292,11 @@ pub enum Outcome {
         /// How many, one after the other.
         count: u32,
     },
+    /// Each item was judged by itself, and done where it is not among these.
+    Judged {
+        /// Those that changed nothing.
+        refused: Vec<RefusedItem>,
+    },
     /// Nothing was changed.
     Refused(Refusal),
 }
@@ -293,15 +310,15 @@ impl Outcome {
     }
 }
 
-mod code_by_name {
+pub(crate) mod code_by_name {
     use quorate_types::ErrorCode;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    pub(super) fn serialize<S: Serializer>(code: &ErrorCode, to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(code: &ErrorCode, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(code.name())
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<ErrorCode, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<ErrorCode, D::Error> {
         let name = String::deserialize(from)?;
         ErrorCode::from_name(&name).ok_or_else(|| D::Error::custom("unknown error code"))
     }

@@ -2,14 +2,15 @@
 //! command is done and refused. What it proposes follows from the image, as a node's would.
 
 use quorate_types::{
-    BrokerEpoch, ClusterId, LeaderEpoch, NodeId, Offset, PartitionId, RaftIndex, Term, Timestamp,
-    TopicId, TopicPartition,
+    BrokerEpoch, ClusterId, CoordinatorEpoch, LeaderEpoch, NodeId, Offset, PartitionId, RaftIndex,
+    Term, Timestamp, TopicId, TopicPartition,
 };
 
+use crate::group_tests::{alter, commit, joins, member};
 use crate::tests::{P0, TOPIC, create, node, register, settings};
 use crate::{
-    AlterPartition, Command, DamagedReplica, Envelope, LogId, MetadataImage, Origin,
-    RegisterBroker, ReportDataLoss,
+    AlterGroup, AlterPartition, Command, DamagedReplica, Envelope, LogId, MemberChange,
+    MetadataImage, Origin, RegisterBroker, ReportDataLoss,
 };
 
 const OTHER: TopicId = TopicId::from_bytes([8; 16]);
@@ -141,6 +142,7 @@ pub(crate) fn script<'a>(apply: impl FnMut(Step, LogId) -> MetadataImage + 'a) {
     partitions(&mut life);
     comings_and_goings(&mut life);
     losses(&mut life);
+    groups(&mut life);
     the_end(&mut life);
 }
 
@@ -294,6 +296,68 @@ fn losses(life: &mut Life) {
     }
     life.unfence(1);
     life.unfence(2);
+}
+
+/// Members come and go, partitions move, offsets are committed; each also by who may not.
+fn groups(life: &mut Life) {
+    let alter = |life: &mut Life, members, gone: &[&str]| {
+        let changes = vec![alter(&life.image, members, gone)];
+        life.run(Command::AlterGroups { changes });
+    };
+    let commit = |life: &mut Life, by, offset| {
+        let commits = vec![commit(&life.image, by, P1, offset)];
+        life.run(Command::CommitOffsets { commits });
+    };
+    commit(life, None, 3);
+    alter(life, vec![joins("a", &[P0, P1])], &[]);
+    alter(life, vec![joins("b", &[P1])], &[]);
+    let revoke = MemberChange {
+        revoke: vec![P1],
+        ..MemberChange::of(member("a"))
+    };
+    alter(life, vec![revoke, joins("b", &[])], &[]);
+    for (by, offset) in [(Some(("a", 2, 2)), 7), (Some(("a", 2, 1)), 5), (None, 1)] {
+        commit(life, by, offset);
+    }
+    let release = MemberChange {
+        release: vec![P1],
+        ..MemberChange::of(member("a"))
+    };
+    let assign = MemberChange {
+        assign: vec![P1],
+        ..MemberChange::of(member("b"))
+    };
+    alter(life, vec![release, assign], &[]);
+    for by in [
+        ("a", 3, 9),
+        ("b", 1, 1),
+        ("b", 3, 1),
+        ("x", 3, 1),
+        ("b", 9, 2),
+    ] {
+        commit(life, Some(by), 8);
+    }
+    // By a coordinator of before, in one entry with one that is done.
+    let late = AlterGroup {
+        coordinator_epoch: CoordinatorEpoch::ZERO,
+        ..crate::group_tests::alter(&life.image, Vec::new(), &["a"])
+    };
+    let good = crate::group_tests::alter(&life.image, Vec::new(), &["a"]);
+    let changes = vec![late, good];
+    life.run(Command::AlterGroups { changes });
+    let delete = |image: &MetadataImage, gone| AlterGroup {
+        delete: true,
+        ..crate::group_tests::alter(image, Vec::new(), gone)
+    };
+    let changes = vec![delete(&life.image, &[])];
+    life.run(Command::AlterGroups { changes });
+    alter(life, Vec::new(), &["b"]);
+    commit(life, None, 4);
+    let changes = vec![delete(&life.image, &[])];
+    life.run(Command::AlterGroups { changes });
+    // One that is there at the end.
+    alter(life, vec![joins("c", &[P0])], &[]);
+    commit(life, Some(("c", 1, 1)), 9);
 }
 
 fn the_end(life: &mut Life) {

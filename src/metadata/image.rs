@@ -7,13 +7,17 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use quorate_config::TopicSettings;
 use quorate_types::{
-    BootId, BrokerEpoch, ClusterId, DirectoryId, Endpoint, Incarnation, LeaderEpoch, NodeId,
-    Offset, PartitionEpoch, TopicId, TopicName, TopicPartition,
+    BootId, BrokerEpoch, ClusterId, DirectoryId, Endpoint, GroupId, GroupShard, Incarnation,
+    LeaderEpoch, NodeId, Offset, PartitionEpoch, TopicId, TopicName, TopicPartition,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::command::LogId;
 use crate::features::{first_level, is_first_level};
+use crate::group::{
+    Group, Offsets, Shard, StoredGroup, StoredOffsets, load_groups, load_offsets, store_groups,
+    store_offsets,
+};
 use crate::history::{History, StoredHistory};
 use crate::origins::{OriginWindow, Origins};
 
@@ -186,6 +190,9 @@ pub struct MetadataImage {
     pub(crate) origins: Origins,
     pub(crate) next_producer_id: u64,
     pub(crate) history: History,
+    pub(crate) shards: OrdMap<GroupShard, Shard>,
+    pub(crate) groups: OrdMap<GroupId, Arc<Group>>,
+    pub(crate) offsets: OrdMap<GroupId, Offsets>,
 }
 
 /// The image as it is stored.
@@ -204,6 +211,12 @@ pub(crate) struct Stored {
     next_producer_id: u64,
     #[serde(default)]
     history: StoredHistory,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    shards: Vec<(GroupShard, Shard)>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    groups: Vec<StoredGroup>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    offsets: StoredOffsets,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -236,6 +249,9 @@ impl MetadataImage {
             origins: OrdMap::new(),
             next_producer_id: 0,
             history: History::default(),
+            shards: OrdMap::new(),
+            groups: OrdMap::new(),
+            offsets: OrdMap::new(),
         }
     }
 
@@ -328,6 +344,13 @@ impl MetadataImage {
                 .collect(),
             next_producer_id: self.next_producer_id,
             history: (&self.history).into(),
+            shards: self
+                .shards
+                .iter()
+                .map(|(id, shard)| (*id, *shard))
+                .collect(),
+            groups: store_groups(&self.groups),
+            offsets: store_offsets(&self.offsets),
         }
     }
 
@@ -379,6 +402,9 @@ impl MetadataImage {
             origins: stored.origins.into_iter().collect(),
             next_producer_id: stored.next_producer_id,
             history: stored.history.into(),
+            shards: stored.shards.into_iter().collect(),
+            groups: load_groups(stored.groups),
+            offsets: load_offsets(stored.offsets),
         }
     }
 }

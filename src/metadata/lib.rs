@@ -7,6 +7,7 @@
 
 mod apply;
 mod apply_brokers;
+mod apply_groups;
 mod apply_partitions;
 mod apply_topics;
 mod cause;
@@ -22,6 +23,10 @@ mod features;
 mod golden_script;
 #[cfg(test)]
 mod golden_tests;
+mod group;
+mod group_command;
+#[cfg(test)]
+mod group_tests;
 mod history;
 #[cfg(test)]
 mod history_tests;
@@ -40,6 +45,12 @@ pub use command::{
 pub use delta::Delta;
 pub use event::{ClusterEvent, EventKind};
 pub use features::{MAX_LEVEL, MIN_LEVEL, UnknownLevel, check_level};
+pub use group::{
+    CommittedOffset, GROUP_SHARDS, Group, Member, MemberProfile, Offsets, Owned, Shard, group_shard,
+};
+pub use group_command::{
+    AlterGroup, Committer, GroupCommit, MemberChange, OffsetToCommit, RefusedItem,
+};
 pub use image::{
     Broker, BrokerState, DataLoss, MetadataImage, Registration, ReplicaAssignment, Topic,
 };

@@ -107,6 +107,36 @@ error_codes! {
     InconsistentClusterId = "INCONSISTENT_CLUSTER_ID", retriable: false;
     /// A proposal was repeated out of its window, or by an older incarnation.
     StaleProposal = "STALE_PROPOSAL", retriable: false;
+    /// The group id is illegal.
+    InvalidGroupId = "INVALID_GROUP_ID", retriable: false;
+    /// There is no such group.
+    GroupIdNotFound = "GROUP_ID_NOT_FOUND", retriable: false;
+    /// The group has members.
+    NonEmptyGroup = "NON_EMPTY_GROUP", retriable: false;
+    /// The group, or the cluster's groups, have as many members or groups as they may.
+    GroupMaxSizeReached = "GROUP_MAX_SIZE_REACHED", retriable: false;
+    /// The group has no such member: it left, its session ended, or another took its place.
+    UnknownMemberId = "UNKNOWN_MEMBER_ID", retriable: false;
+    /// The member's epoch is newer than the group's.
+    FencedMemberEpoch = "FENCED_MEMBER_EPOCH", retriable: false;
+    /// The partition came to the member at a newer epoch, or the epoch is over.
+    StaleMemberEpoch = "STALE_MEMBER_EPOCH", retriable: true;
+    /// Another member of the same instance id took over.
+    FencedInstanceId = "FENCED_INSTANCE_ID", retriable: false;
+    /// A member of the same instance id lives, and has not left.
+    UnreleasedInstanceId = "UNRELEASED_INSTANCE_ID", retriable: true;
+    /// The assignor is not known.
+    UnsupportedAssignor = "UNSUPPORTED_ASSIGNOR", retriable: false;
+    /// Another node coordinates the group.
+    NotCoordinator = "NOT_COORDINATOR", retriable: true;
+    /// No node coordinates the group at present.
+    CoordinatorNotAvailable = "COORDINATOR_NOT_AVAILABLE", retriable: true;
+    /// The member does not own the partition.
+    PartitionNotOwned = "PARTITION_NOT_OWNED", retriable: false;
+    /// What is kept beside an offset is too long.
+    OffsetMetadataTooLarge = "OFFSET_METADATA_TOO_LARGE", retriable: false;
+    /// The group changed meanwhile.
+    StaleGroupEpoch = "STALE_GROUP_EPOCH", retriable: true;
     /// A fault of the server itself.
     UnknownServerError = "UNKNOWN_SERVER_ERROR", retriable: false;
 }

@@ -49,6 +49,24 @@ pub trait Faults: Send + 'static {
     const DROP_LAST_MEMBER: bool = false;
     /// `fsync_established` survives a change to `page-cache` (against R17).
     const KEEP_ESTABLISHED: bool = false;
+    /// A command about a group is applied whoever coordinates it.
+    const ANY_COORDINATOR_EPOCH: bool = false;
+    /// A commit counts also where the partition came to its member at a newer epoch.
+    const ANY_MEMBER_EPOCH: bool = false;
+    /// An older commit of a member that comes late is taken.
+    const ANY_COMMIT_ORDER: bool = false;
+    /// A partition is given to its next owner before the last one has given it up (against KIP-848).
+    const ASSIGN_BEFORE_RELEASE: bool = false;
+    /// A coordinator answers however long it has not heard from the controller.
+    const ANSWER_CUT_OFF: bool = false;
+    /// What a member of an older epoch says that it has counts as what it has now.
+    const OLD_WORD_COUNTS: bool = false;
+    /// A coordinator that takes over takes members for silent that it has never heard.
+    const NO_SESSION_AT_TAKEOVER: bool = false;
+    /// A member whose end is proposed is answered as if it stayed.
+    const ANSWER_WHO_GOES: bool = false;
+    /// Who has not given up in time is ended at once, not when its session is over.
+    const END_LATE_AT_ONCE: bool = false;
 }
 
 /// The protocol as it is.

@@ -7,6 +7,7 @@
 mod compression;
 mod error_code;
 mod faults;
+mod groups;
 mod ids;
 mod modes;
 mod names;
@@ -15,14 +16,16 @@ mod numbers;
 pub use compression::{Compression, UnknownCompression};
 pub use error_code::ErrorCode;
 pub use faults::{Faults, NoFaults};
+pub use groups::{Assignor, GroupId, InstanceId, InvalidName, MemberId};
 pub use ids::{
     BootId, ClusterId, DirectoryId, Endpoint, Incarnation, InvalidEndpoint, NodeId, TopicId,
 };
 pub use modes::{Acks, Durability, TimestampType};
 pub use names::{InvalidTopicName, TopicName};
 pub use numbers::{
-    BrokerEpoch, LeaderEpoch, NegativeNumber, Offset, PartitionEpoch, PartitionId, ProducerEpoch,
-    ProducerId, RaftIndex, Sequence, SubscriptionId, Term, Timestamp,
+    BrokerEpoch, CommitSeq, CoordinatorEpoch, GroupEpoch, GroupShard, LeaderEpoch, NegativeNumber,
+    Offset, PartitionEpoch, PartitionId, ProducerEpoch, ProducerId, RaftIndex, Sequence,
+    SubscriptionId, Term, Timestamp,
 };
 
 /// One partition of one incarnation of a topic: a deleted and re-created topic has another id.

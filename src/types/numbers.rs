@@ -106,6 +106,23 @@ number!(
     /// A follower's subscription to one partition; never reused by a process.
     SubscriptionId, u64, i64, "subscription id"
 );
+number!(
+    /// A share of the groups: those whose ids hash to it have one coordinator.
+    GroupShard, u32, i32, "group shard"
+);
+number!(
+    /// Counts the coordinators of a group shard; bumped whenever it gets another one, or none.
+    CoordinatorEpoch, u32, i32, "coordinator epoch"
+);
+number!(
+    /// Counts the changes of a group's members and of what they own. A member's epoch is the group's at
+    /// the last change that concerned it (KIP-848).
+    GroupEpoch, u32, i32, "group epoch"
+);
+number!(
+    /// Orders the commits of one member: rises with each.
+    CommitSeq, u64, i64, "commit sequence"
+);
 
 impl Offset {
     /// The offset `count` records further.
