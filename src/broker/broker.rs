@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use quorate_group::GroupTiming;
 use quorate_log::{DataDirectory, LogError, TailBudget};
 use quorate_metadata::RegisterBroker;
 use quorate_quorum::QuorumHandle;
@@ -26,6 +27,7 @@ use crate::calls::{
 use crate::clock::{Clock, ControllerContact};
 use crate::fetch;
 use crate::fetch_room::FetchRoom;
+use crate::groups::Groups;
 use crate::hosted::{HostedPartition, Registry};
 use crate::leader_links::LeaderLinks;
 use crate::lifecycle::{Lifecycle, LifecycleConfig, ShutdownOutcome, is_active};
@@ -58,6 +60,8 @@ pub struct BrokerConfig {
     pub fetch_bytes: usize,
     /// Bytes of the newest batches of all partitions together that are kept in memory.
     pub tail_cache_bytes: usize,
+    /// Times and bounds of consumer groups.
+    pub groups: GroupTiming,
 }
 
 /// Why a broker could not start.
@@ -94,6 +98,7 @@ struct Shared {
     room_wait: metrics::Histogram,
     fetches: Fetches,
     fetch_room: FetchRoom,
+    groups: Groups,
     tails: Arc<TailBudget>,
     /// Lookups by timestamp at a time.
     looking_up: Semaphore,
@@ -219,7 +224,11 @@ impl Broker {
                 }
             }
         };
+        let (groups, coordinator, asked) =
+            Groups::new(quorum.clone(), clock, contact.clone(), config.groups);
+        let coordinate = coordinator.run(asked, cancel.clone());
         let tasks = vec![
+            tokio::spawn(coordinate.instrument(info_span!("groups"))),
             tokio::spawn(live.instrument(info_span!("lifecycle"))),
             tokio::spawn(
                 follow_metadata(
@@ -248,6 +257,7 @@ impl Broker {
                 fetches: Fetches::new(),
                 tails,
                 fetch_room: FetchRoom::new(config.fetch_bytes),
+                groups,
                 looking_up: Semaphore::new(LOOKING_UP),
                 recompressing: Semaphore::new(RECOMPRESSING),
                 next_stream: std::sync::atomic::AtomicU64::new(1),
@@ -446,17 +456,25 @@ impl Broker {
         (state.high_watermark >= epoch_start).then_some(state.high_watermark)
     }
 
+    /// The consumer groups that this node coordinates.
+    pub fn groups(&self) -> &Groups {
+        &self.shared.groups
+    }
+
     /// The partitions hosted here, as they are now.
     pub fn hosted(&self) -> Vec<HostedPartition> {
         self.shared.registry.list()
     }
 
     /// What waits here, and how much may.
-    pub fn queues(&self) -> [Queue; 4] {
+    pub fn queues(&self) -> [Queue; 6] {
         let shared = &self.shared;
         let (waiting, most) = shared.mailbox.waiting();
         let used = |room: &Semaphore, most: usize| most.saturating_sub(room.available_permits());
+        let [group_requests, commit_bytes] = shared.groups.queues();
         [
+            group_requests,
+            commit_bytes,
             Queue {
                 name: "plane_messages",
                 used: waiting,

@@ -11,6 +11,10 @@ mod calls;
 mod clock;
 mod fetch;
 mod fetch_room;
+mod gathered;
+mod group_commits;
+mod group_runner;
+mod groups;
 mod hosted;
 mod hosting;
 mod leader_links;
@@ -29,6 +33,8 @@ pub use calls::{
     FetchCall, FetchError, Fetched, Holder, ListedOffset, OffsetPosition, PendingProduce,
     ProduceCall, Waiter,
 };
+pub use group_commits::{CommitCall, Refused};
+pub use groups::Groups;
 pub use hosted::HostedPartition;
 pub use lifecycle::{LifecycleConfig, ShutdownOutcome};
 pub use metrics::describe as describe_metrics;

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use metrics::{Counter, Histogram, Unit, counter, describe_counter, describe_histogram, histogram};
+use metrics::{
+    Counter, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram,
+    histogram,
+};
 use quorate_replication::{ProduceError, Produced};
 
 /// Says what the broker's metrics mean; once, when the recorder is there.
@@ -38,6 +41,30 @@ pub fn describe() {
     describe_counter!(
         "quorate_fetch_reads_total",
         "Reads for consumers, by where the batches were"
+    );
+    describe_counter!(
+        "quorate_group_heartbeats_total",
+        "Heartbeats of members whose groups this node coordinates"
+    );
+    describe_counter!(
+        "quorate_group_commit_items_total",
+        "Offsets that this node has proposed to the metadata quorum for groups"
+    );
+    describe_counter!(
+        "quorate_group_commit_proposals_total",
+        "Entries of the metadata log that those offsets became"
+    );
+    describe_counter!(
+        "quorate_group_changes_total",
+        "Changes of groups' members that this node has proposed"
+    );
+    describe_counter!(
+        "quorate_group_change_proposals_total",
+        "Entries of the metadata log that those changes became"
+    );
+    describe_gauge!(
+        "quorate_groups_coordinated",
+        "Groups with members that this node coordinates"
     );
 }
 

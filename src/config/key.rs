@@ -71,7 +71,7 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 /// Every setting of a node, in the order in which they are shown.
-pub static KEYS: [Key; 31] = [
+pub static KEYS: [Key; 38] = [
     key(
         "node-id",
         Kind::Node,
@@ -237,6 +237,48 @@ pub static KEYS: [Key; 31] = [
         Kind::Duration(SECOND..=HOUR),
         Some("30s"),
         "How long a request's message may take to arrive",
+    ),
+    key(
+        "group-heartbeat-interval",
+        Kind::Duration(50..=MINUTE),
+        Some("5s"),
+        "How often members of consumer groups are to send a heartbeat, and how long one may wait",
+    ),
+    key(
+        "group-session-timeout",
+        Kind::Duration(100..=HOUR),
+        Some("45s"),
+        "A member without a heartbeat for so long is none any more, where it asks for nothing else",
+    ),
+    key(
+        "group-session-timeout-min",
+        Kind::Duration(100..=HOUR),
+        Some("1s"),
+        "The shortest session that a member may ask for",
+    ),
+    key(
+        "group-session-timeout-max",
+        Kind::Duration(100..=HOUR),
+        Some("30m"),
+        "The longest session that a member may ask for",
+    ),
+    key(
+        "group-max-members",
+        Kind::Count(1..=10_000),
+        Some("1000"),
+        "Members of a consumer group at most",
+    ),
+    key(
+        "max-groups",
+        Kind::Count(1..=1_000_000),
+        Some("10000"),
+        "Consumer groups of the cluster at most",
+    ),
+    key(
+        "offsets-retention",
+        Kind::Duration(MINUTE..=365 * 24 * HOUR),
+        Some("7d"),
+        "A consumer group without members goes after so long, with what it has committed",
     ),
     key(
         "log-level",

@@ -9,6 +9,6 @@ mod units;
 
 pub use key::{KEYS, Key, Kind};
 pub use layers::{ConfigError, Layers, Resolved, Setting};
-pub use node::{INTERNAL_CONNECTIONS, NodeSettings, OTHER_REQUEST_BYTES};
+pub use node::{COMMIT_BYTES, INTERNAL_CONNECTIONS, NodeSettings, OTHER_REQUEST_BYTES};
 pub use topic::{InvalidSetting, TopicSettings};
 pub use units::{format_bytes, format_duration, parse_bytes, parse_duration};

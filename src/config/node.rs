@@ -44,6 +44,13 @@ pub struct NodeSettings {
     pub max_streams: usize,
     pub max_streams_per_connection: u32,
     pub receive_timeout: Duration,
+    pub group_heartbeat_interval: Duration,
+    pub group_session_timeout: Duration,
+    pub group_session_timeout_min: Duration,
+    pub group_session_timeout_max: Duration,
+    pub group_max_members: usize,
+    pub max_groups: usize,
+    pub offsets_retention: Duration,
     pub log_level: String,
     pub log_json: bool,
     pub test_fsync_delay: Duration,
@@ -58,6 +65,9 @@ pub const INTERNAL_CONNECTIONS: usize = 1_024;
 pub const OTHER_REQUEST_BYTES: usize = 16 << 20;
 
 const PORTS: u64 = 2;
+/// Bytes of commits of consumer groups' offsets that may wait for the metadata quorum.
+pub const COMMIT_BYTES: usize = 32 << 20;
+
 /// What a node takes before the first client, a connection and a long-lived stream (bytes).
 const BASE: u64 = 128 << 20;
 const CONNECTION: u64 = 48 << 10;
@@ -106,7 +116,8 @@ impl NodeSettings {
     /// that a slow reader leaves untaken (`src/rpc/consume.rs`) and its state. Produces count twice:
     /// so many may wait for their acknowledgement, and as many for room.
     pub fn memory_bound(&self) -> u64 {
-        let bytes = 2 * self.produce_bytes + self.fetch_bytes + self.tail_cache_bytes;
+        let bytes =
+            2 * self.produce_bytes + self.fetch_bytes + self.tail_cache_bytes + COMMIT_BYTES;
         let connections = self.max_connections + INTERNAL_CONNECTIONS;
         BASE + bytes as u64
             + PORTS * (self.request_bytes + OTHER_REQUEST_BYTES) as u64
@@ -161,6 +172,13 @@ impl NodeSettings {
             max_streams: from.count("max-streams")?,
             max_streams_per_connection: from.count("max-streams-per-connection")?,
             receive_timeout: from.duration("receive-timeout")?,
+            group_heartbeat_interval: from.duration("group-heartbeat-interval")?,
+            group_session_timeout: from.duration("group-session-timeout")?,
+            group_session_timeout_min: from.duration("group-session-timeout-min")?,
+            group_session_timeout_max: from.duration("group-session-timeout-max")?,
+            group_max_members: from.count("group-max-members")?,
+            max_groups: from.count("max-groups")?,
+            offsets_retention: from.duration("offsets-retention")?,
             log_level: from.required("log-level", |text| Some(text.to_owned()))?,
             log_json: from.optional("log-format") == Some("json"),
             test_fsync_delay: Duration::from_millis(from.count("test-fsync-delay-ms")?),
@@ -169,6 +187,9 @@ impl NodeSettings {
                 .collect(),
         };
         from.less("heartbeat-interval", "broker-session-timeout")?;
+        from.less("group-heartbeat-interval", "group-session-timeout")?;
+        from.less("group-session-timeout-min", "group-session-timeout")?;
+        from.less("group-session-timeout", "group-session-timeout-max")?;
         from.less("raft-heartbeat", "raft-election-min")?;
         from.less("raft-election-min", "raft-election-max")?;
         Ok(settings)

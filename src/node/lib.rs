@@ -4,8 +4,12 @@
 //! controller, the services; then it registers. Order of stop: what it leads moves away, the
 //! quorum is handed over, clients are let go, the logs are closed, the clean mark is written.
 
+#[cfg(test)]
+mod client_group_tests;
 mod error;
 mod figures;
+#[cfg(test)]
+mod group_tests;
 #[cfg(test)]
 mod image_tests;
 mod node;

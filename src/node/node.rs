@@ -9,8 +9,10 @@ use quorate_broker::{Broker, BrokerConfig, LifecycleConfig, ShutdownOutcome};
 use quorate_config::NodeSettings;
 use quorate_console::{Metrics, Readiness};
 use quorate_controller::LivenessTiming;
+use quorate_group::GroupTiming;
 use quorate_log::DataDirectory;
 use quorate_proto::v1::consumer_server::ConsumerServer;
+use quorate_proto::v1::groups_server::GroupsServer;
 use quorate_proto::v1::producer_server::ProducerServer;
 use quorate_quorum::{Quorum, QuorumConfig, QuorumHandle};
 use quorate_replication::Timing;
@@ -52,6 +54,7 @@ pub struct Node {
     directory: Arc<DataDirectory>,
     quorum: Quorum,
     pub(crate) broker: Broker,
+    edge: Edge,
     client_address: SocketAddr,
     clients: Part,
     internal: Part,
@@ -138,6 +141,8 @@ impl Node {
                 answer_timeout: settings.receive_timeout,
                 // Each node forwards to few others: most of their places stay free.
                 forwarded_polls: (settings.max_requests / 16).max(1),
+                // Members that wait leave as many places to everything else.
+                waiting_members: (settings.max_requests / 2).max(1),
                 topic_defaults: settings.topic_defaults.clone(),
                 log_level: tools.log_level,
                 ..EdgeConfig::default()
@@ -187,7 +192,7 @@ impl Node {
             task: tokio::spawn(serve_clients(
                 clients,
                 Port::new("clients", &settings),
-                edge,
+                edge.clone(),
                 health,
                 console,
                 clients_cancel.clone(),
@@ -205,6 +210,7 @@ impl Node {
             directory,
             quorum,
             broker,
+            edge,
             client_address,
             clients,
             internal,
@@ -292,6 +298,13 @@ impl Node {
         {
             warn!("nobody took the metadata leadership over in time");
         }
+        let left = until.min(Instant::now() + LAST_CALLS);
+        if timeout_at(left, self.edge.end_subscriptions())
+            .await
+            .is_err()
+        {
+            warn!("members of groups that this node speaks for could not leave in time");
+        }
         self.clients.stop(until).await;
         if let Some(epoch) = self.broker.stop().await {
             // After the last flush: the next start finds everything where it was.
@@ -345,6 +358,18 @@ fn broker_config(settings: &NodeSettings) -> BrokerConfig {
         produce_bytes: settings.produce_bytes,
         fetch_bytes: settings.fetch_bytes,
         tail_cache_bytes: settings.tail_cache_bytes,
+        groups: GroupTiming {
+            heartbeat_interval: settings.group_heartbeat_interval,
+            session: (
+                settings.group_session_timeout_min,
+                settings.group_session_timeout,
+                settings.group_session_timeout_max,
+            ),
+            max_members: settings.group_max_members,
+            max_groups: settings.max_groups,
+            offsets_retention: settings.offsets_retention,
+            contact: settings.broker_session_timeout,
+        },
     }
 }
 
@@ -395,6 +420,7 @@ async fn tell_health(reporter: HealthReporter, readiness: Readiness) {
             "",
             ProducerServer::<Edge>::NAME,
             ConsumerServer::<Edge>::NAME,
+            GroupsServer::<Edge>::NAME,
         ] {
             reporter.set_service_status(service, status).await;
         }

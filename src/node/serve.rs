@@ -10,6 +10,7 @@ use quorate_proto::v1::FILE_DESCRIPTOR_SET;
 use quorate_proto::v1::admin_server::AdminServer;
 use quorate_proto::v1::cluster_server::ClusterServer;
 use quorate_proto::v1::consumer_server::ConsumerServer;
+use quorate_proto::v1::groups_server::GroupsServer;
 use quorate_proto::v1::producer_server::ProducerServer;
 use quorate_quorum::RaftService;
 use quorate_rpc::{
@@ -99,6 +100,7 @@ fn client_services(edge: &Edge, port: &Port) -> Router {
         )
         .add_service(ConsumerServer::new(edge.clone()).max_encoding_message_size(MESSAGE_BYTES))
         .add_service(AdminServer::new(edge.clone()))
+        .add_service(GroupsServer::new(edge.clone()).max_encoding_message_size(MESSAGE_BYTES))
         .add_service(ClusterServer::new(edge.clone()));
     let routes = routes.routes();
     let set = || {

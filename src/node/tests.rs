@@ -24,6 +24,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 pub(crate) const ROOM: usize = 256 << 10;
 
 pub(crate) struct Running {
+    pub(crate) id: NodeId,
     stop: CancellationToken,
     pub(crate) task: JoinHandle<Result<(), NodeError>>,
     pub(crate) broker: Broker,
@@ -61,12 +62,22 @@ pub(crate) async fn start_with(
     root: &Path,
     change: impl Fn(&mut NodeSettings),
 ) -> Vec<Running> {
+    start_some(plan, plan, root, change).await
+}
+
+/// Starts some of the nodes of a plan.
+pub(crate) async fn start_some(
+    plan: &[(NodeId, Endpoint, Endpoint)],
+    some: &[(NodeId, Endpoint, Endpoint)],
+    root: &Path,
+    change: impl Fn(&mut NodeSettings),
+) -> Vec<Running> {
     let controllers: Vec<_> = plan
         .iter()
         .map(|(id, _, internal)| (*id, internal.clone()))
         .collect();
     let mut running = Vec::new();
-    for (id, client, internal) in plan {
+    for (id, client, internal) in some {
         let mut settings = NodeSettings {
             snapshot_every_entries: 100,
             snapshot_keep_entries: 10,
@@ -83,7 +94,13 @@ pub(crate) async fn start_with(
         let node = Node::start(settings, NodeTools::default()).await.unwrap();
         let (stop, broker) = (CancellationToken::new(), node.broker.clone());
         let task = tokio::spawn(node.run(stop.clone()));
-        running.push(Running { stop, task, broker });
+        let id = *id;
+        running.push(Running {
+            id,
+            stop,
+            task,
+            broker,
+        });
     }
     running
 }
@@ -98,10 +115,10 @@ pub(crate) async fn stop(running: Vec<Running>) {
 }
 
 /// Tries until it succeeds; the last error is told when time is up.
-pub(crate) async fn eventually<T, F>(what: &str, mut attempt: impl FnMut() -> F) -> T
-where
-    F: Future<Output = Result<T, String>>,
-{
+pub(crate) async fn eventually<T>(
+    what: &str,
+    mut attempt: impl AsyncFnMut() -> Result<T, String>,
+) -> T {
     let deadline = Instant::now() + DEADLINE;
     let mut pause = interval(Duration::from_millis(20));
     loop {
@@ -144,7 +161,7 @@ pub(crate) async fn create_of(
     }
 }
 
-async fn produce(
+pub(crate) async fn produce(
     at: &Endpoint,
     partition: i32,
     value: &str,

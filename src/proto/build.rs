@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use prost::Message;
 
 /// What clients speak; told to them by server reflection.
-const PUBLIC: [&str; 5] = [
+const PUBLIC: [&str; 6] = [
     "quorate/v1/common.proto",
     "quorate/v1/producer.proto",
     "quorate/v1/consumer.proto",
     "quorate/v1/admin.proto",
     "quorate/v1/cluster.proto",
+    "quorate/v1/groups.proto",
 ];
 
 const INTERNAL: [&str; 3] = [

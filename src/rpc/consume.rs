@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use futures::stream::{self, BoxStream, StreamExt};
 use quorate_broker::Holder;
 use quorate_proto::v1;
-use quorate_types::{ErrorCode, LeaderEpoch, Offset, PartitionId, TopicId};
+use quorate_types::{
+    ErrorCode, LeaderEpoch, Offset, PartitionId, TopicId, TopicName, TopicPartition,
+};
 use quorate_wire::ErrorInfo;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
@@ -21,7 +23,7 @@ use tonic::Status;
 
 use crate::edge::Edge;
 use crate::starts::{Start, starts};
-use crate::status::{from_status, invalid, to_status};
+use crate::status::{invalid, to_status, told};
 
 /// Partitions of one stream that may be read at a time, and read but not taken by the client. Each
 /// takes 64 KiB at least, which is the stream's own share of memory (`STREAM` in
@@ -51,37 +53,15 @@ impl Edge {
         let id = id.transpose().map_err(|error| invalid(&error))?;
         let topic = self.topic(&request.topic, id)?;
         let starts = starts(request, topic.partitions)?;
-        let most = match request.max_bytes {
-            0 => CHUNK.1,
-            asked => asked.min(CHUNK_ASKED),
-        };
-        let turns = Arc::new(Semaphore::new(READING));
+        let most = most(request.max_bytes);
         let few = starts.len() <= READING;
+        let turns = turns();
         let readers = starts.into_iter().map(|(partition, start)| {
-            let reader = PartitionReader {
-                edge: self.clone(),
-                topic: request.topic.clone(),
-                topic_id: topic.id,
-                partition,
-                start: Some(start),
-                next: Offset::ZERO,
-                last_epoch: None,
-                seen_epoch: None,
-                until: None,
-                until_end: request.until_end,
-                as_batches: request.batches,
-                chunk: CHUNK.0.min(most),
-                most,
-                ready: VecDeque::new(),
-                given: None,
-                told: false,
-                high_watermark: Offset::ZERO,
-                turns: Arc::clone(&turns),
-                few,
-                turn: None,
-                room: None,
-                decoded_room: None,
-            };
+            let id = TopicPartition::new(topic.id, partition);
+            let mut reader = PartitionReader::new(self, &topic.name, id, start, most, &turns);
+            reader.until_end = request.until_end;
+            reader.as_batches = request.batches;
+            reader.few = few;
             stream::unfold(Some(reader), |reader| async move {
                 let mut reader = reader?;
                 match reader.next_response().await {
@@ -102,8 +82,21 @@ impl Edge {
     }
 }
 
+/// The bytes of one fetch, at most, for a client that asks for so many.
+pub(crate) fn most(asked: u32) -> u32 {
+    match asked {
+        0 => CHUNK.1,
+        asked => asked.min(CHUNK_ASKED),
+    }
+}
+
+/// The turns of one stream's partitions.
+pub(crate) fn turns() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(READING))
+}
+
 /// Reads one partition on and on.
-struct PartitionReader {
+pub(crate) struct PartitionReader {
     edge: Edge,
     topic: String,
     topic_id: TopicId,
@@ -136,8 +129,69 @@ struct PartitionReader {
 }
 
 impl PartitionReader {
+    /// From a place on, live; fetches of up to `most` bytes, by the stream's turns.
+    pub(crate) fn new(
+        edge: &Edge,
+        topic: &TopicName,
+        id: TopicPartition,
+        start: Start,
+        most: u32,
+        turns: &Arc<Semaphore>,
+    ) -> Self {
+        Self {
+            edge: edge.clone(),
+            topic: topic.to_string(),
+            topic_id: id.topic_id,
+            partition: id.partition,
+            start: Some(start),
+            next: Offset::ZERO,
+            last_epoch: None,
+            seen_epoch: None,
+            until: None,
+            until_end: false,
+            as_batches: false,
+            chunk: CHUNK.0.min(most),
+            most,
+            ready: VecDeque::new(),
+            given: None,
+            told: false,
+            high_watermark: Offset::ZERO,
+            turns: Arc::clone(turns),
+            few: false,
+            turn: None,
+            room: None,
+            decoded_room: None,
+        }
+    }
+
+    /// Finds the place where reading begins, and reads nothing; tried until a leader tells it. There is
+    /// no empty response that says it, then.
+    pub(crate) async fn begin(&mut self) -> Result<Offset, ErrorInfo> {
+        let mut backoff = RETRY.0;
+        loop {
+            let found = self.find_start().await;
+            self.let_go();
+            match found {
+                Ok(()) => {
+                    self.told = true;
+                    return Ok(self.next);
+                }
+                Err(error) if error.code.is_retriable() && self.exists() => {
+                    sleep(backoff).await;
+                    backoff = (backoff * 2).min(RETRY.1);
+                }
+                Err(error) => return Err(self.place(error)),
+            }
+        }
+    }
+
+    /// The epoch of the last record that was given (KIP-320).
+    pub(crate) fn last_epoch(&self) -> Option<LeaderEpoch> {
+        self.last_epoch
+    }
+
     /// The next response; none at the end that was asked for.
-    async fn next_response(&mut self) -> Result<Option<v1::ConsumeResponse>, ErrorInfo> {
+    pub(crate) async fn next_response(&mut self) -> Result<Option<v1::ConsumeResponse>, ErrorInfo> {
         self.pace();
         let mut backoff = RETRY.0;
         loop {
@@ -203,7 +257,7 @@ impl PartitionReader {
         error
     }
 
-    async fn read_on(&mut self) -> Result<(), ErrorInfo> {
+    async fn find_start(&mut self) -> Result<(), ErrorInfo> {
         if let Some(start) = self.start {
             self.take_turn().await;
             (self.next, self.last_epoch) = self.find(start).await?;
@@ -214,6 +268,11 @@ impl PartitionReader {
             self.seen_epoch = self.last_epoch;
             self.start = None;
         }
+        Ok(())
+    }
+
+    async fn read_on(&mut self) -> Result<(), ErrorInfo> {
+        self.find_start().await?;
         // The first answer says where reading begins, whether there is something or not.
         let waits = self.told && self.next >= self.high_watermark;
         if self.few || !waits {
@@ -300,13 +359,4 @@ impl PartitionReader {
 
 fn latest() -> v1::list_offsets_request::Position {
     v1::list_offsets_request::Position::Latest(v1::list_offsets_request::Latest {})
-}
-
-fn told(status: &Status) -> ErrorInfo {
-    from_status(status).unwrap_or_else(|| {
-        ErrorInfo::new(
-            ErrorCode::UnknownServerError,
-            format!("{}: {}", status.code(), status.message()),
-        )
-    })
 }

@@ -19,6 +19,7 @@ use tonic::{Request, Status};
 
 use crate::channels::Channels;
 use crate::status::to_status;
+use crate::subscribe::Subscriptions;
 
 /// Producer ids fetched at a time.
 const PRODUCER_IDS: u32 = 1_000;
@@ -37,6 +38,9 @@ pub struct EdgeConfig {
     /// Partitions that streams wait for at other nodes at a time; the others are asked for again
     /// and again.
     pub forwarded_polls: usize,
+    /// Heartbeats of members that may wait for news at a time, here or at their coordinators; further
+    /// ones are answered at once.
+    pub waiting_members: usize,
     /// Settings of new topics that do not say otherwise.
     pub topic_defaults: BTreeMap<String, String>,
     /// Tells and changes what is logged, where the process lets it.
@@ -53,6 +57,7 @@ impl Default for EdgeConfig {
             max_timeout: Duration::from_secs(300),
             answer_timeout: Duration::from_secs(30),
             forwarded_polls: 1_024,
+            waiting_members: 8_192,
             topic_defaults: BTreeMap::new(),
             log_level: None,
         }
@@ -72,17 +77,20 @@ struct Shared {
     config: EdgeConfig,
     forwarding: Channels,
     polls: Polls,
+    subscriptions: Subscriptions,
     decoding: Semaphore,
     sticky: AtomicU32,
     producer_ids: Mutex<std::ops::Range<u64>>,
 }
 
-/// Places of streams that ask other nodes for records.
+/// Places of what waits at other nodes, or for members' news.
 pub(crate) struct Polls {
-    /// For those that wait there.
+    /// For streams that ask other nodes for records and wait there.
     pub(crate) long: Semaphore,
     /// For those that do not.
     pub(crate) short: Semaphore,
+    /// For heartbeats that wait.
+    pub(crate) members: Semaphore,
 }
 
 /// Where a request goes.
@@ -111,8 +119,10 @@ impl Edge {
                 polls: Polls {
                     long: Semaphore::new(config.forwarded_polls),
                     short: Semaphore::new(config.forwarded_polls),
+                    members: Semaphore::new(config.waiting_members),
                 },
                 decoding: Semaphore::new(DECODING),
+                subscriptions: Subscriptions::default(),
                 config,
                 forwarding: Channels::default(),
                 sticky: AtomicU32::new(me.get()),
@@ -135,6 +145,16 @@ impl Edge {
 
     pub(crate) fn polls(&self) -> &Polls {
         &self.shared.polls
+    }
+
+    pub(crate) fn subscriptions(&self) -> &Subscriptions {
+        &self.shared.subscriptions
+    }
+
+    /// Ends the calls that are members of groups on their clients' behalf; returns once these have
+    /// left, so that what they have need not wait for the ends of their sessions.
+    pub async fn end_subscriptions(&self) {
+        self.shared.subscriptions.end().await;
     }
 
     /// Turns to decompress a batch for a stream.

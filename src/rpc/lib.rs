@@ -16,6 +16,7 @@ mod control;
 mod describe;
 mod edge;
 mod forwarding;
+mod groups;
 mod messages;
 mod metrics;
 mod partitions;
@@ -25,6 +26,7 @@ mod records;
 mod replication;
 mod starts;
 mod status;
+mod subscribe;
 
 pub use admission::{AdmissionLimits, limited};
 pub use channels::{MESSAGE_BYTES, tune_server};

@@ -29,6 +29,16 @@ pub fn from_status(status: &Status) -> Option<ErrorInfo> {
     })
 }
 
+/// The error in a status, whatever it is.
+pub(crate) fn told(status: &Status) -> ErrorInfo {
+    from_status(status).unwrap_or_else(|| {
+        ErrorInfo::new(
+            ErrorCode::UnknownServerError,
+            format!("{}: {}", status.code(), status.message()),
+        )
+    })
+}
+
 pub(crate) fn invalid(error: &WireError) -> ErrorInfo {
     ErrorInfo::new(ErrorCode::InvalidRequest, error.to_string())
 }

@@ -51,6 +51,9 @@ pub fn grpc_code(code: ErrorCode) -> GrpcCode {
         | E::InvalidConfig
         | E::InvalidRequest
         | E::InvalidRecord
+        | E::InvalidGroupId
+        | E::OffsetMetadataTooLarge
+        | E::UnsupportedAssignor
         | E::MessageTooLarge
         | E::UnsupportedCompressionType => GrpcCode::InvalidArgument,
         code if code.is_retriable() => GrpcCode::Unavailable,
@@ -66,7 +69,8 @@ pub struct ErrorInfo {
     pub code: ErrorCode,
     /// In words.
     pub message: String,
-    /// What helps: `leader_id`, `leader_host`, `leader_port`, `leader_epoch`.
+    /// What helps: `leader_id`, `leader_host`, `leader_port`, `leader_epoch`; `coordinator_id`,
+    /// `coordinator_host`, `coordinator_port`.
     pub metadata: BTreeMap<String, String>,
 }
 
@@ -94,9 +98,32 @@ impl ErrorInfo {
 
     /// Who leads instead, where the error tells.
     pub fn leader(&self) -> Option<(NodeId, Endpoint)> {
-        let id = self.metadata.get("leader_id")?.parse().ok()?;
-        let host = self.metadata.get("leader_host")?.clone();
-        let port = self.metadata.get("leader_port")?.parse().ok()?;
+        self.node("leader")
+    }
+
+    /// Tells who coordinates the group instead.
+    #[must_use]
+    pub fn with_coordinator(mut self, coordinator: NodeId, at: &Endpoint) -> Self {
+        for (what, value) in [
+            ("id", coordinator.to_string()),
+            ("host", at.host.clone()),
+            ("port", at.port.to_string()),
+        ] {
+            self.metadata.insert(format!("coordinator_{what}"), value);
+        }
+        self
+    }
+
+    /// Who coordinates the group instead, where the error tells.
+    pub fn coordinator(&self) -> Option<(NodeId, Endpoint)> {
+        self.node("coordinator")
+    }
+
+    fn node(&self, what: &str) -> Option<(NodeId, Endpoint)> {
+        let field = |name: &str| self.metadata.get(&format!("{what}_{name}"));
+        let id = field("id")?.parse().ok()?;
+        let host = field("host")?.clone();
+        let port = field("port")?.parse().ok()?;
         Some((id, Endpoint { host, port }))
     }
 }
@@ -131,6 +158,10 @@ mod tests {
         let error = ErrorInfo::new(ErrorCode::NotLeaderOrFollower, "no");
         assert_eq!(error.leader(), None);
         let error = error.with_leader(NodeId::new(3), &at, LeaderEpoch::new(9));
-        assert_eq!(error.leader(), Some((NodeId::new(3), at)));
+        assert_eq!(error.leader(), Some((NodeId::new(3), at.clone())));
+        assert_eq!(error.coordinator(), None);
+        let error = ErrorInfo::new(ErrorCode::NotCoordinator, "no");
+        let error = error.with_coordinator(NodeId::new(2), &at);
+        assert_eq!(error.coordinator(), Some((NodeId::new(2), at)));
     }
 }

@@ -3,6 +3,7 @@
 
 mod convert;
 mod error;
+mod groups;
 mod unsent;
 
 pub use convert::{WireError, acks, acks_to_proto, endpoint_to_proto, topic_id};
@@ -11,4 +12,8 @@ pub use convert::{WireError, acks, acks_to_proto, endpoint_to_proto, topic_id};
 pub const FORWARDED: &str = "quorate-forwarded";
 
 pub use error::{DOMAIN, ErrorInfo, GrpcCode, grpc_code};
+pub use groups::{
+    SUBSCRIPTION_TOPICS, assignor, assignor_to_proto, client_id, group_id, instance_id, member_id,
+    subscription,
+};
 pub use unsent::never_left;

@@ -1,0 +1,471 @@
+//! The task of one `Subscribe`: brings together the client's messages, the coordinator's answers,
+//! records and commits. What it sends waits for the client, and everything else goes on meanwhile.
+
+use std::collections::VecDeque;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+use prost::Message;
+use quorate_proto::v1;
+use quorate_proto::v1::subscribe_request::Message as Asked;
+use quorate_proto::v1::subscribe_response::{self as answer, Message as Told};
+use quorate_types::{ErrorCode, LeaderEpoch, Offset, TopicPartition};
+use quorate_wire::ErrorInfo;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tonic::{Status, Streaming};
+
+use super::beat::{Beaten, Heard, LEAVING, Member};
+use super::commits::{self, Done};
+use super::credit::{Credit, Progress, counted};
+use super::holdings::{Change, Holdings};
+use super::join::Join;
+use super::reading::{Begins, Read, Reading, Taken};
+use crate::consume::PartitionReader;
+use crate::edge::Edge;
+use crate::groups::by_topic;
+use crate::status::to_status;
+
+/// How long the first message may take.
+const FIRST: Duration = Duration::from_secs(10);
+/// How often what the client is done with is committed.
+const COMMIT: Duration = Duration::from_secs(1);
+/// Commits of the client without an answer, and answers that it has not taken: then its messages are
+/// not read any more.
+const WAITING: usize = 64;
+
+/// How a call ends.
+enum End {
+    /// The client said that the member leaves.
+    Left,
+    /// The client is gone, or has ended its side.
+    Gone,
+    Failed(Status),
+}
+
+struct Call {
+    edge: Edge,
+    host: String,
+    join: Join,
+    member: Member,
+    holdings: Holdings,
+    credit: Credit,
+    progress: Progress,
+    reading: Reading,
+    commits: FuturesUnordered<BoxFuture<'static, Done>>,
+    /// What is to be sent; records only where there is nothing else.
+    outbox: VecDeque<v1::SubscribeResponse>,
+}
+
+/// Serves one call from its first message to the member's leave.
+pub(super) async fn run(
+    edge: Edge,
+    mut requests: Streaming<v1::SubscribeRequest>,
+    host: String,
+    out: mpsc::Sender<v1::SubscribeResponse>,
+    failure: oneshot::Sender<Status>,
+) {
+    let begun = match timeout(FIRST, requests.message()).await {
+        Ok(Ok(Some(first))) => Call::begin(edge, host, first).map_err(|error| to_status(&error)),
+        Ok(Ok(None)) => Err(to_status(&bad("the first message must be `join`"))),
+        Ok(Err(status)) => Err(status),
+        Err(_elapsed) => Err(Status::deadline_exceeded("no `join` came")),
+    };
+    let mut call = match begun {
+        Ok(call) => call,
+        Err(status) => {
+            let _gone = failure.send(status);
+            return;
+        }
+    };
+    let how = if call.join.is_static() {
+        v1::Leave::ForNow
+    } else {
+        v1::Leave::ForGood
+    };
+    match call.work(&mut requests, &out).await {
+        // The end of the call says that it has left.
+        End::Left => call.leave(v1::Leave::ForGood).await,
+        End::Gone => {
+            drop(out);
+            call.leave(how).await;
+        }
+        End::Failed(status) => {
+            let _gone = failure.send(status);
+            drop(out);
+            call.leave(how).await;
+        }
+    }
+}
+
+fn stops() -> ErrorInfo {
+    let message = "the node stops: subscribe at another one";
+    ErrorInfo::new(ErrorCode::BrokerNotAvailable, message)
+}
+
+fn bad(message: &str) -> ErrorInfo {
+    ErrorInfo::new(ErrorCode::InvalidRequest, message)
+}
+
+impl Call {
+    fn begin(edge: Edge, host: String, first: v1::SubscribeRequest) -> Result<Self, ErrorInfo> {
+        let Some(Asked::Join(join)) = first.message else {
+            return Err(bad("the first message must be `join`"));
+        };
+        let (join, credit) = Join::read(&edge, join, &host)?;
+        Ok(Self {
+            member: Member::new(&edge, &join),
+            reading: Reading::new(&edge),
+            holdings: Holdings::default(),
+            progress: Progress::default(),
+            commits: FuturesUnordered::new(),
+            outbox: VecDeque::new(),
+            edge,
+            host,
+            join,
+            credit,
+        })
+    }
+
+    async fn work(
+        &mut self,
+        requests: &mut Streaming<v1::SubscribeRequest>,
+        out: &mpsc::Sender<v1::SubscribeResponse>,
+    ) -> End {
+        let allowed = self.edge.config().answer_timeout;
+        let stopping = self.edge.subscriptions().stopping.clone();
+        let mut patience = pin!(sleep(allowed));
+        let mut tick = interval(COMMIT);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let waits = !self.outbox.is_empty();
+            if !waits {
+                patience.as_mut().reset(Instant::now() + allowed);
+            }
+            let listens = self.outbox.len() < WAITING && self.commits.len() < WAITING;
+            let reads = !waits && self.credit.is_left();
+            let Member {
+                beat, due, ends, ..
+            } = &mut self.member;
+            let (due, ends, beats) = (*due, *ends, beat.is_some());
+            let done = tokio::select! {
+                place = out.reserve(), if waits => {
+                    let Ok(place) = place else { return End::Gone };
+                    if let Some(next) = self.outbox.pop_front() {
+                        place.send(next);
+                    }
+                    patience.as_mut().reset(Instant::now() + allowed);
+                    Ok(())
+                }
+                () = &mut patience, if waits => {
+                    let message = format!("nothing was taken for {allowed:?}");
+                    return End::Failed(Status::deadline_exceeded(message));
+                }
+                () = out.closed() => return End::Gone,
+                () = stopping.cancelled() => return End::Failed(to_status(&stops())),
+                request = requests.message(), if listens => match request {
+                    Ok(Some(request)) => match request.message {
+                        Some(Asked::Leave(_)) => return End::Left,
+                        Some(asked) => self.asked(asked),
+                        None => Err(bad("a message without content")),
+                    },
+                    Ok(None) | Err(_) => return End::Gone,
+                },
+                Some(beaten) = maybe(beat) => self.heard(beaten),
+                () = sleep_until(due), if !beats => {
+                    let owned = self.holdings.owned();
+                    self.member.send(&self.edge, &self.join, &self.host, owned);
+                    Ok(())
+                }
+                () = until(ends) => {
+                    self.lose_all();
+                    Ok(())
+                }
+                (taken, read) = self.reading.next(&self.join, reads) => self.read(taken, read),
+                Some(done) = self.commits.next() => {
+                    self.committed(done);
+                    Ok(())
+                }
+                _ = tick.tick(), if self.join.auto_commit => {
+                    self.commit_done();
+                    Ok(())
+                }
+            };
+            if let Err(error) = done {
+                return End::Failed(to_status(&error));
+            }
+        }
+    }
+
+    fn tell(&mut self, message: Told) {
+        let message = Some(message);
+        self.outbox.push_back(v1::SubscribeResponse { message });
+    }
+
+    fn asked(&mut self, asked: Asked) -> Result<(), ErrorInfo> {
+        match asked {
+            Asked::Join(_) => return Err(bad("a member joins once a call")),
+            Asked::Credit(credit) => {
+                if !self.credit.given_back(credit.bytes) {
+                    return Err(bad("more credit is given back than responses took"));
+                }
+                if self.join.auto_commit {
+                    self.progress.given_back(credit.bytes);
+                    self.settle();
+                }
+            }
+            Asked::Commit(commit) => {
+                let (edge, join) = (&self.edge, &self.join);
+                let commit = commits::for_client(edge, join, &mut self.member, commit);
+                self.commits.push(commit);
+            }
+            Asked::GiveUp(done) => {
+                for at in self.edge.owned(&done.partitions)? {
+                    if self.join.auto_commit {
+                        self.progress.abandon(&at);
+                    } else {
+                        self.give_up(&at);
+                    }
+                }
+                if self.join.auto_commit {
+                    self.settle();
+                }
+            }
+            // Taken before.
+            Asked::Leave(_) => {}
+        }
+        Ok(())
+    }
+
+    /// The coordinator has answered.
+    fn heard(&mut self, beaten: Beaten) -> Result<(), ErrorInfo> {
+        match self.member.heard(&self.edge, beaten) {
+            Heard::Assigned { joined, assigned } => {
+                if joined {
+                    let member_id = self.member.id.clone();
+                    self.tell(Told::Joined(answer::Joined { member_id }));
+                }
+                let change = self.holdings.follow(assigned);
+                self.follow(change);
+            }
+            Heard::Nothing => {}
+            Heard::Lost => self.lose_all(),
+            Heard::Failed(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn follow(&mut self, change: Change) {
+        let Change {
+            begin,
+            revoke,
+            given_up,
+        } = change;
+        let image = self.edge.image();
+        for at in &revoke {
+            self.reading.stop(at);
+        }
+        let exists = |at: &TopicPartition| image.partition(at).is_some();
+        let (revoked, gone): (Vec<_>, Vec<_>) = revoke.into_iter().partition(exists);
+        if !revoked.is_empty() {
+            let partitions = by_topic(&image, revoked.into_iter());
+            self.tell(Told::Revoked(answer::Revoked { partitions }));
+        }
+        self.lose(gone);
+        self.reading.begin(&self.join, begin);
+        if given_up {
+            self.member.hurry();
+        }
+        if self.join.auto_commit {
+            self.settle();
+        }
+    }
+
+    /// With `auto_commit`: commits what is done of revoked partitions, and gives up those of which
+    /// all is.
+    fn settle(&mut self) {
+        let revoked: Vec<_> = self.holdings.revoked().collect();
+        if revoked.is_empty() {
+            return;
+        }
+        self.commit_done();
+        for at in revoked {
+            if self.progress.is_settled(&at) {
+                self.give_up(&at);
+            }
+        }
+    }
+
+    fn give_up(&mut self, at: &TopicPartition) {
+        if self.holdings.give_up(at) {
+            let back = self.holdings.come_back();
+            self.reading.begin(&self.join, back);
+            self.member.hurry();
+        }
+    }
+
+    fn commit_done(&mut self) {
+        if let Some(places) = self.progress.commit() {
+            let (edge, join) = (&self.edge, &self.join);
+            let commit = commits::own(edge, join, &mut self.member, &places, COMMIT * 10);
+            self.commits.push(commit);
+        }
+    }
+
+    fn committed(&mut self, done: Done) {
+        match done {
+            Done::Own { committed } => {
+                self.progress.committed(committed);
+                if committed {
+                    self.settle();
+                }
+            }
+            Done::Asked(committed) => self.tell(Told::Committed(committed)),
+        }
+    }
+
+    /// A partition's place is found, and it is read from there on.
+    fn begun(&mut self, taken: Taken, begins: Begins, reader: PartitionReader) {
+        let (at, turn) = taken;
+        let image = self.edge.image();
+        if let Some(topic) = image.topic(at.topic_id)
+            && self.holdings.begun(&at, turn)
+        {
+            if self.join.auto_commit && !begins.committed {
+                self.progress.begun(at, begins.offset);
+            }
+            self.tell_assigned(topic.name.to_string(), at, begins.offset);
+            self.reading.read(taken, reader);
+        }
+    }
+
+    /// With those that are to be told of anyway.
+    fn tell_assigned(&mut self, topic: String, at: TopicPartition, offset: Offset) {
+        let partition = answer::AssignedPartition {
+            topic,
+            partition: at.partition.to_signed(),
+            offset: offset.to_signed(),
+        };
+        if let Some(Told::Assigned(last)) = self
+            .outbox
+            .back_mut()
+            .and_then(|last| last.message.as_mut())
+        {
+            last.partitions.push(partition);
+            return;
+        }
+        let partitions = vec![partition];
+        self.tell(Told::Assigned(answer::Assigned { partitions }));
+    }
+
+    /// Places, records, or that there will be none.
+    fn read(&mut self, taken: Option<Taken>, read: Read) -> Result<(), ErrorInfo> {
+        match (taken, read) {
+            (Some(taken), Read::Begun(reader, begins)) => self.begun(taken, begins, *reader),
+            (Some((at, turn)), Read::Records(records, epoch)) => {
+                if self.holdings.reads(&at, turn) {
+                    self.send(at, records, epoch);
+                }
+            }
+            // Taken away meanwhile.
+            (Some((at, turn)), Read::Failed(_)) if !self.holdings.wants(&at, turn) => {}
+            // The topic is deleted.
+            (Some((at, _)), Read::Failed(_)) if self.edge.image().topic(at.topic_id).is_none() => {
+                self.lose(vec![at]);
+            }
+            (_, Read::Failed(error)) => return Err(error),
+            (None, Read::Begun(..) | Read::Records(..)) => {}
+        }
+        Ok(())
+    }
+
+    fn send(
+        &mut self,
+        at: TopicPartition,
+        records: v1::ConsumeResponse,
+        epoch: Option<LeaderEpoch>,
+    ) {
+        let image = self.edge.image();
+        let Some(topic) = image.topic(at.topic_id) else {
+            return;
+        };
+        let bytes = counted(records.encoded_len());
+        self.credit.sent(bytes);
+        if self.join.auto_commit
+            && let Ok(next) = Offset::from_signed(records.next_offset)
+        {
+            self.progress.sent(at, (next, epoch), bytes);
+        }
+        let topic = topic.name.to_string();
+        self.tell(Told::Records(answer::Records {
+            topic,
+            records: Some(records),
+            bytes,
+        }));
+    }
+
+    /// Partitions are gone, without having been given up.
+    fn lose(&mut self, lost: Vec<TopicPartition>) {
+        let lost = lost.into_iter().filter(|at| self.holdings.lose(at));
+        let lost: Vec<TopicPartition> = lost.collect();
+        self.tell_lost(lost);
+    }
+
+    fn tell_lost(&mut self, lost: Vec<TopicPartition>) {
+        for at in &lost {
+            self.reading.stop(at);
+            self.progress.lose(at);
+        }
+        if !lost.is_empty() {
+            let partitions = by_topic(&self.edge.image(), lost.into_iter());
+            self.tell(Told::Lost(answer::Lost { partitions }));
+        }
+    }
+
+    /// The session has ended, or may have: others may read what the member had. It joins anew.
+    fn lose_all(&mut self) {
+        let lost = self.holdings.lose_all();
+        self.reading = Reading::new(&self.edge);
+        self.tell_lost(lost);
+        self.member.anew();
+    }
+
+    /// Commits what is done and leaves.
+    async fn leave(&mut self, how: v1::Leave) {
+        if self.join.auto_commit && self.member.epoch > 0 {
+            // What is under way is decided first: there is one at a time.
+            let decided = async {
+                while let Some(done) = self.commits.next().await {
+                    if let Done::Own { committed } = done {
+                        self.progress.committed(committed);
+                    }
+                }
+                if let Some(places) = self.progress.commit() {
+                    let (edge, join) = (&self.edge, &self.join);
+                    let _done = commits::own(edge, join, &mut self.member, &places, LEAVING).await;
+                }
+            };
+            let _late = timeout(LEAVING, decided).await;
+        }
+        self.member
+            .leave(&self.edge, &self.join, &self.host, how)
+            .await;
+    }
+}
+
+/// The value of a future that may be missing; none, at once, where it is.
+async fn maybe<T>(future: &mut Option<BoxFuture<'static, T>>) -> Option<T> {
+    match future {
+        Some(future) => Some(future.await),
+        None => None,
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

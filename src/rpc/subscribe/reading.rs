@@ -1,0 +1,177 @@
+//! From what is assigned to records: where each partition begins, then its reader.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use futures::stream::{self, BoxStream, FuturesUnordered, SelectAll, StreamExt};
+use quorate_proto::v1;
+use quorate_types::{LeaderEpoch, Offset, TopicPartition};
+use quorate_wire::ErrorInfo;
+use tokio::sync::Semaphore;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::asking::asked;
+use super::holdings::Turn;
+use super::join::Join;
+use crate::consume::{PartitionReader, turns};
+use crate::edge::Edge;
+use crate::groups::by_topic;
+use crate::starts::Start;
+
+/// A partition, whenever it came to the member.
+pub(super) type Taken = (TopicPartition, Turn);
+
+/// What comes of a partition.
+pub(super) enum Read {
+    /// Where it begins, with its reader.
+    Begun(Box<PartitionReader>, Begins),
+    /// Records, and the epoch of the last.
+    Records(v1::ConsumeResponse, Option<LeaderEpoch>),
+    Failed(ErrorInfo),
+}
+
+/// Where a partition begins.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Begins {
+    pub(super) offset: Offset,
+    /// As committed, not as the client says.
+    pub(super) committed: bool,
+}
+
+/// Places that were asked for.
+type Places = Vec<(Taken, Option<(Offset, Option<LeaderEpoch>)>)>;
+
+/// The readers of one member.
+pub(super) struct Reading {
+    edge: Edge,
+    turns: Arc<Semaphore>,
+    places: FuturesUnordered<BoxFuture<'static, Result<Places, ErrorInfo>>>,
+    beginning: FuturesUnordered<BoxFuture<'static, (Taken, Read)>>,
+    readers: SelectAll<BoxStream<'static, (Taken, Read)>>,
+    /// Ends a reader when it is dropped.
+    running: BTreeMap<TopicPartition, DropGuard>,
+}
+
+impl Reading {
+    pub(super) fn new(edge: &Edge) -> Self {
+        Self {
+            edge: edge.clone(),
+            turns: turns(),
+            places: FuturesUnordered::new(),
+            beginning: FuturesUnordered::new(),
+            readers: SelectAll::new(),
+            running: BTreeMap::new(),
+        }
+    }
+
+    /// Asks where partitions begin: as committed, else where the client says.
+    pub(super) fn begin(&mut self, join: &Join, taken: Vec<Taken>) {
+        if taken.is_empty() {
+            return;
+        }
+        let (edge, group) = (self.edge.clone(), join.group.clone());
+        self.places.push(Box::pin(async move {
+            let answer = asked(None, || {
+                let image = edge.image();
+                // A topic that is deleted meanwhile is taken away from the member soon.
+                let known = taken.iter().map(|(at, _)| *at);
+                let known = known.filter(|at| image.partition(at).is_some());
+                let request = v1::FetchOffsetsRequest {
+                    group: group.clone(),
+                    partitions: by_topic(&image, known),
+                };
+                edge.group_offsets(request, false)
+            });
+            let committed = committed(answer.await?);
+            let place = |taken: &Taken| (*taken, committed.get(&taken.0).copied());
+            Ok(taken.iter().map(place).collect())
+        }));
+    }
+
+    /// The next place ([`Self::read`] goes on from there), records where they may be sent, or a failure,
+    /// of all where there is no partition. Pending where there is nothing.
+    pub(super) async fn next(&mut self, join: &Join, records: bool) -> (Option<Taken>, Read) {
+        loop {
+            tokio::select! {
+                Some(places) = self.places.next() => match places {
+                    Ok(places) => self.find(join, places),
+                    Err(error) => return (None, Read::Failed(error)),
+                },
+                Some((taken, begun)) = self.beginning.next() => return (Some(taken), begun),
+                Some((taken, read)) = self.readers.next(), if records => {
+                    return (Some(taken), read);
+                }
+                else => std::future::pending().await,
+            }
+        }
+    }
+
+    fn find(&mut self, join: &Join, places: Places) {
+        let image = self.edge.image();
+        for (taken, committed) in places {
+            let Some(topic) = image.topic(taken.0.topic_id) else {
+                continue;
+            };
+            let start =
+                committed.map_or(join.start, |(offset, epoch)| Start::Offset(offset, epoch));
+            let mut reader = PartitionReader::new(
+                &self.edge,
+                &topic.name,
+                taken.0,
+                start,
+                join.most,
+                &self.turns,
+            );
+            self.beginning.push(Box::pin(async move {
+                let read = match reader.begin().await {
+                    Ok(offset) => {
+                        let committed = committed.is_some();
+                        Read::Begun(Box::new(reader), Begins { offset, committed })
+                    }
+                    Err(error) => Read::Failed(error),
+                };
+                (taken, read)
+            }));
+        }
+    }
+
+    /// Reads a partition from its place on.
+    pub(super) fn read(&mut self, taken: Taken, reader: PartitionReader) {
+        let token = CancellationToken::new();
+        let records = stream::unfold(Some(reader), move |reader| async move {
+            let mut reader = reader?;
+            match reader.next_response().await {
+                Ok(Some(response)) => {
+                    let read = Read::Records(response, reader.last_epoch());
+                    Some(((taken, read), Some(reader)))
+                }
+                Ok(None) => None,
+                Err(error) => Some(((taken, Read::Failed(error)), None)),
+            }
+        });
+        let until = token.clone().cancelled_owned();
+        self.readers.push(records.take_until(until).boxed());
+        self.running.insert(taken.0, token.drop_guard());
+    }
+
+    /// Reads a partition no further.
+    pub(super) fn stop(&mut self, at: &TopicPartition) {
+        self.running.remove(at);
+    }
+}
+
+fn committed(
+    answer: v1::FetchOffsetsResponse,
+) -> BTreeMap<TopicPartition, (Offset, Option<LeaderEpoch>)> {
+    let of = |offset: v1::CommittedOffset| {
+        let id = quorate_wire::topic_id(&offset.topic_id).ok()?;
+        let partition = Edge::partition(offset.partition).ok()?;
+        let next = Offset::from_signed(offset.offset).ok()?;
+        let epoch = offset.leader_epoch.map(LeaderEpoch::from_signed);
+        // What a client made up does not say where the record before is from.
+        let epoch = epoch.and_then(Result::ok);
+        Some((TopicPartition::new(id, partition), (next, epoch)))
+    };
+    answer.offsets.into_iter().filter_map(of).collect()
+}
