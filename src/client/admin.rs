@@ -23,7 +23,11 @@ const PAUSE: Duration = Duration::from_millis(50);
 impl Client {
     /// Calls one node after the other until one decides. A call whose outcome is unknown is not
     /// sent again unless `again` allows it.
-    async fn call<T, F>(&self, again: bool, call: impl Fn(Channel) -> F) -> Result<T, ClientError>
+    pub(crate) async fn call<T, F>(
+        &self,
+        again: bool,
+        call: impl Fn(Channel) -> F,
+    ) -> Result<T, ClientError>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {

@@ -1,26 +1,20 @@
 //! Consuming: one fetcher a partition, straight from its leader, within a bounded buffer.
+//!
+//! Each reading of a partition, from an assignment, a seek or a resume on, has a number. What was
+//! fetched by an older one is dropped when it comes out of the buffer: nothing of before is returned.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
-use bytes::Bytes;
-use quorate_proto::v1;
-use quorate_proto::v1::consumer_client::ConsumerClient;
-use quorate_record::{Batch, BatchError, Record};
-use quorate_types::{Offset, PartitionId};
+use quorate_record::Record;
+use quorate_types::{LeaderEpoch, Offset, PartitionId, TopicId};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::task::{AbortHandle, JoinSet};
 
-use crate::client::{Client, MESSAGE_BYTES, to_leader};
+use crate::client::Client;
 use crate::error::ClientError;
-
-/// Pause between tries: first, and at most.
-const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
-/// A leader that does not answer for longer than the poll by so much is given up.
-const GRACE: Duration = Duration::from_secs(2);
-
-/// What the records of one batch may take in memory: what a small hostile batch can cost a reader.
-const DECOMPRESSED_MAX: usize = 256 << 20;
+use crate::fetcher::{Fetched, Fetcher, Seen};
 
 /// How a consumer works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +41,31 @@ impl Default for ConsumerOptions {
     }
 }
 
+/// A partition, by its topic's name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TopicPartition {
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: PartitionId,
+}
+
+impl TopicPartition {
+    /// Names a partition.
+    pub fn new(topic: impl Into<String>, partition: PartitionId) -> Self {
+        Self {
+            topic: topic.into(),
+            partition,
+        }
+    }
+}
+
+impl fmt::Display for TopicPartition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.topic, self.partition)
+    }
+}
+
 /// Where to begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Assignment {
@@ -56,6 +75,13 @@ pub struct Assignment {
     pub partition: PartitionId,
     /// The first offset wanted.
     pub offset: Offset,
+}
+
+impl Assignment {
+    /// Its partition.
+    pub fn topic_partition(&self) -> TopicPartition {
+        TopicPartition::new(self.topic.clone(), self.partition)
+    }
 }
 
 /// Records of one partition, in order.
@@ -69,6 +95,9 @@ pub struct Consumed {
     pub records: Vec<Record>,
     /// The offset after them.
     pub next: Offset,
+    /// The leader epoch of the last record that was read, where one was (KIP-320): what is committed
+    /// with `next`.
+    pub leader_epoch: Option<LeaderEpoch>,
     /// Where the readable part of the log ends.
     pub high_watermark: Offset,
     /// How long the fetch took, from its request to its answer; with the wait for records where
@@ -76,211 +105,235 @@ pub struct Consumed {
     pub took: Duration,
 }
 
-/// Reads partitions.
+/// How a partition is read.
+enum Mode {
+    Reads(AbortHandle),
+    Paused,
+    /// An error of it was returned; a seek goes on.
+    Stopped,
+}
+
+struct Reading {
+    number: u64,
+    mode: Mode,
+    /// The offset after what was returned.
+    position: Offset,
+    topic_id: Option<TopicId>,
+    seen: Seen,
+}
+
+impl Reading {
+    fn stop(&mut self, mode: Mode) {
+        if let Mode::Reads(fetcher) = std::mem::replace(&mut self.mode, mode) {
+            fetcher.abort();
+        }
+    }
+}
+
+/// Reads partitions. Made by [`Client::consumer`].
+///
+/// What it reads may be changed at any time between two polls. Buffers are bounded: by
+/// [`ConsumerOptions::buffered`] fetches, and one more a partition.
 pub struct Consumer {
-    received: mpsc::Receiver<Result<Consumed, ClientError>>,
-    _fetchers: JoinSet<()>,
+    client: Client,
+    options: ConsumerOptions,
+    sender: mpsc::Sender<Fetched>,
+    received: mpsc::Receiver<Fetched>,
+    fetchers: JoinSet<()>,
+    readings: BTreeMap<TopicPartition, Reading>,
+    /// The number of the last reading.
+    last: u64,
 }
 
 impl Client {
-    /// A consumer of the assigned partitions.
+    /// A consumer of the assigned partitions, of which there may be none at first.
     pub fn consumer(&self, assigned: Vec<Assignment>, options: ConsumerOptions) -> Consumer {
         let (sender, received) = mpsc::channel(options.buffered.max(1));
-        let mut fetchers = JoinSet::new();
-        for assignment in assigned {
-            let fetcher = Fetcher {
-                client: self.clone(),
-                options,
-                at: assignment,
-                last_epoch: None,
-                seen_epoch: None,
-            };
-            fetchers.spawn(fetcher.run(sender.clone()));
-        }
-        Consumer {
+        let mut consumer = Consumer {
+            client: self.clone(),
+            options,
+            sender,
             received,
-            _fetchers: fetchers,
-        }
+            fetchers: JoinSet::new(),
+            readings: BTreeMap::new(),
+            last: 0,
+        };
+        consumer.assign(assigned);
+        consumer
     }
 }
 
 impl Consumer {
-    /// The next records of some partition; none where no partition is left.
+    /// The next records of some partition; none where no partition is left to be read, because none
+    /// is assigned or all have failed. Waits where all are paused. May be dropped and called again:
+    /// nothing is lost.
     ///
     /// # Errors
-    /// [`ClientError`] of a partition, which is read no further; only after a
+    /// [`ClientError`] of a partition, which is read no further until a [`Self::seek`]; only after a
     /// [`ClientError::Corrupt`] it is, where [`ConsumerOptions::skip_corrupt`] asks for that.
     pub async fn poll(&mut self) -> Option<Result<Consumed, ClientError>> {
-        self.received.recv().await
-    }
-}
-
-struct Fetcher {
-    client: Client,
-    options: ConsumerOptions,
-    at: Assignment,
-    /// The epoch of the last record that was read (KIP-320).
-    last_epoch: Option<i32>,
-    /// The leader epoch when reading began: what later unclean elections lose is told.
-    seen_epoch: Option<i32>,
-}
-
-impl Fetcher {
-    async fn run(mut self, out: mpsc::Sender<Result<Consumed, ClientError>>) {
-        let mut backoff = RETRY.0;
-        loop {
-            let asked = Instant::now();
-            let fetched = match self.fetch().await {
-                Ok(fetched) => self.decode(fetched, asked.elapsed()),
-                Err(error) => Err(error),
-            };
-            match fetched {
-                Ok((consumed, corrupt)) => {
-                    backoff = RETRY.0;
-                    // What could be read before the records that cannot is given first.
-                    let given = corrupt.is_none() || !consumed.records.is_empty();
-                    if given && out.send(Ok(consumed)).await.is_err() {
-                        return;
-                    }
-                    let Some((behind, error)) = corrupt else {
-                        continue;
-                    };
-                    if out.send(Err(error)).await.is_err() || !self.options.skip_corrupt {
-                        return;
-                    }
-                    self.at.offset = behind;
-                }
-                Err(error) if error.is_retriable() => {
-                    // Where it does not answer either, the next try says so again.
-                    let _unreachable = self.client.refresh().await;
-                    sleep(backoff).await;
-                    backoff = (backoff * 2).min(RETRY.1);
-                }
-                Err(error) => {
-                    let _closed = out.send(Err(error)).await;
-                    return;
-                }
-            }
-        }
+        let (_, polled) = self.poll_one().await?;
+        Some(polled)
     }
 
-    async fn fetch(&self) -> Result<v1::FetchResponse, ClientError> {
-        let Assignment {
-            topic,
-            partition,
-            offset,
-        } = &self.at;
-        let (leader, leader_epoch) = match self.client.metadata().leader(topic, *partition) {
-            Some(leader) => leader,
-            None => {
-                self.client.topic(topic).await?;
-                let metadata = self.client.refresh().await?;
-                let none = || ClientError::Connection("the partition has no leader".into());
-                metadata.leader(topic, *partition).ok_or_else(none)?
-            }
-        };
-        let request = v1::FetchRequest {
-            topic: topic.clone(),
-            partition: partition.to_signed(),
-            offset: offset.to_signed(),
-            max_bytes: self.options.fetch_bytes,
-            min_bytes: 1,
-            current_leader_epoch: Some(leader_epoch),
-            last_fetched_epoch: self.last_epoch,
-            seen_leader_epoch: self.seen_epoch,
-            max_wait_ms: u32::try_from(self.options.max_wait.as_millis()).unwrap_or(u32::MAX),
-            ..v1::FetchRequest::default()
-        };
-        let way = self.client.way_to(&leader);
-        let mut client = ConsumerClient::new(self.client.channel(way.first())?)
-            .max_decoding_message_size(MESSAGE_BYTES);
-        let fetched = timeout(
-            self.options.max_wait + GRACE,
-            client.fetch(to_leader(request, &way)),
-        )
-        .await;
-        let fetched = fetched
-            .map_err(|_| ClientError::Connection(format!("{}: no answer in time", way.first())));
-        let fetched = fetched.and_then(|answer| Ok(answer?.into_inner()));
-        self.client.note(&way, &fetched);
-        fetched
-    }
-
-    /// Decodes what was fetched, up to the first record that cannot be; then that is told too, with
-    /// the offset behind its batch.
-    fn decode(
+    /// As [`Self::poll`], with the partition.
+    pub(crate) async fn poll_one(
         &mut self,
-        fetched: v1::FetchResponse,
-        took: Duration,
-    ) -> Result<(Consumed, Option<(Offset, ClientError)>), ClientError> {
-        let Assignment {
-            topic,
-            partition,
-            offset,
-        } = &mut self.at;
-        if let Some(diverging) = &fetched.diverging {
-            let end = diverging.end_offset;
-            return Err(ClientError::Protocol(format!(
-                "{topic}-{partition}: what was read from offset {end} to {offset} is not in the log any \
-                 more: read on from offset {end}"
-            )));
-        }
-        self.seen_epoch.get_or_insert(fetched.leader_epoch);
-        let unreadable = |error: &dyn std::fmt::Display| {
-            ClientError::Protocol(format!("{topic}-{partition}, offset {offset}: {error}"))
-        };
-        let high_watermark =
-            Offset::from_signed(fetched.high_watermark).map_err(|error| unreadable(&error))?;
-        let batches =
-            Batch::split(Bytes::clone(&fetched.batches)).map_err(|error| unreadable(&error))?;
-        let (mut records, mut next, mut corrupt) = (Vec::new(), *offset, None);
-        for batch in batches {
-            if let Err((at, reason)) = read(&batch, next, &mut records) {
-                next = at;
-                let behind = batch.end_offset();
-                let error = ClientError::Corrupt {
-                    topic: topic.clone(),
-                    partition: *partition,
-                    offset: at,
-                    next: behind,
-                    reason,
-                };
-                corrupt = Some((behind, error));
-                break;
+    ) -> Option<(TopicPartition, Result<Consumed, ClientError>)> {
+        while self.has_partitions() {
+            let fetched = self.received.recv().await?;
+            let Some(reading) = self.readings.get_mut(&fetched.partition) else {
+                continue;
+            };
+            if reading.number != fetched.reading {
+                continue;
             }
-            next = next.max(batch.end_offset());
-            self.last_epoch = Some(batch.leader_epoch().to_signed());
+            reading.position = fetched.next;
+            reading.seen = fetched.seen;
+            if fetched.is_last {
+                reading.mode = Mode::Stopped;
+            }
+            return Some((fetched.partition, fetched.result));
         }
-        *offset = next;
-        let consumed = Consumed {
-            topic: topic.clone(),
-            partition: *partition,
-            records,
-            next,
-            high_watermark,
-            took,
-        };
-        Ok((consumed, corrupt))
+        None
     }
-}
 
-/// Adds a batch's records from `from` on (it may begin below what was asked for).
-///
-/// # Errors
-/// The offset of the first record that cannot be decoded, and why; those before it are added.
-fn read(
-    batch: &Batch,
-    from: Offset,
-    records: &mut Vec<Record>,
-) -> Result<(), (Offset, BatchError)> {
-    let mut at = batch.base_offset();
-    let decoded = batch.iter(DECOMPRESSED_MAX);
-    for record in decoded.map_err(|error| (at.max(from), error))? {
-        let record = record.map_err(|error| (at.max(from), error))?;
-        at = record.offset.plus(1);
-        if record.offset >= from {
-            records.push(record);
+    /// Whether there is something to wait for.
+    pub(crate) fn has_partitions(&self) -> bool {
+        let mut readings = self.readings.values();
+        readings.any(|reading| !matches!(reading.mode, Mode::Stopped))
+    }
+
+    /// Reads these partitions, too. One that is assigned already goes on at the offset that is given,
+    /// also where it was paused.
+    pub fn assign(&mut self, assigned: impl IntoIterator<Item = Assignment>) {
+        for assignment in assigned {
+            self.begin(assignment, None, Seen::default());
         }
     }
-    Ok(())
+
+    /// As [`Self::assign`], of a topic of that id, where the last record before was of an epoch.
+    pub(crate) fn assign_after(
+        &mut self,
+        assignment: Assignment,
+        topic_id: TopicId,
+        epoch: Option<LeaderEpoch>,
+    ) {
+        let seen = Seen {
+            last_epoch: epoch.map(LeaderEpoch::to_signed),
+            leader_epoch: None,
+        };
+        self.begin(assignment, Some(topic_id), seen);
+    }
+
+    /// Reads a partition no more: nothing of it is returned after this. Says whether it was assigned.
+    pub fn unassign(&mut self, partition: &TopicPartition) -> bool {
+        let removed = self.readings.remove(partition);
+        let was = removed.is_some();
+        if let Some(mut reading) = removed {
+            reading.stop(Mode::Stopped);
+        }
+        was
+    }
+
+    /// Goes on elsewhere in a partition: what is returned of it after this is from `offset` on. A
+    /// paused one stays paused; one that has failed is read again.
+    ///
+    /// # Errors
+    /// [`ClientError::Invalid`] where it is not assigned.
+    pub fn seek(&mut self, partition: &TopicPartition, offset: Offset) -> Result<(), ClientError> {
+        let reading = self.reading(partition)?;
+        let topic_id = reading.topic_id;
+        if matches!(reading.mode, Mode::Paused) {
+            reading.position = offset;
+            reading.seen = Seen::default();
+        } else {
+            let TopicPartition { topic, partition } = partition.clone();
+            let assignment = Assignment {
+                topic,
+                partition,
+                offset,
+            };
+            self.begin(assignment, topic_id, Seen::default());
+        }
+        Ok(())
+    }
+
+    /// Stops to read a partition for a while: nothing of it is returned after this, nor fetched.
+    ///
+    /// # Errors
+    /// [`ClientError::Invalid`] where it is not assigned.
+    pub fn pause(&mut self, partition: &TopicPartition) -> Result<(), ClientError> {
+        let reading = self.reading(partition)?;
+        if matches!(reading.mode, Mode::Reads(_)) {
+            reading.stop(Mode::Paused);
+            // What waits in the buffer is fetched again.
+            reading.number = 0;
+        }
+        Ok(())
+    }
+
+    /// Goes on with a partition after [`Self::pause`], behind what was returned of it.
+    ///
+    /// # Errors
+    /// [`ClientError::Invalid`] where it is not assigned.
+    pub fn resume(&mut self, partition: &TopicPartition) -> Result<(), ClientError> {
+        let reading = self.reading(partition)?;
+        if matches!(reading.mode, Mode::Paused) {
+            let (offset, topic_id, seen) = (reading.position, reading.topic_id, reading.seen);
+            let TopicPartition { topic, partition } = partition.clone();
+            let assignment = Assignment {
+                topic,
+                partition,
+                offset,
+            };
+            self.begin(assignment, topic_id, seen);
+        }
+        Ok(())
+    }
+
+    /// The offset after what was returned of a partition; none where it is not assigned.
+    pub fn position(&self, partition: &TopicPartition) -> Option<Offset> {
+        Some(self.readings.get(partition)?.position)
+    }
+
+    /// What is assigned, paused and failed partitions too, with their positions.
+    pub fn assigned(&self) -> Vec<Assignment> {
+        let assigned = self.readings.iter().map(|(at, reading)| Assignment {
+            topic: at.topic.clone(),
+            partition: at.partition,
+            offset: reading.position,
+        });
+        assigned.collect()
+    }
+
+    fn reading(&mut self, partition: &TopicPartition) -> Result<&mut Reading, ClientError> {
+        let reading = self.readings.get_mut(partition);
+        reading.ok_or_else(|| ClientError::Invalid(format!("{partition} is not assigned")))
+    }
+
+    fn begin(&mut self, at: Assignment, topic_id: Option<TopicId>, seen: Seen) {
+        while self.fetchers.try_join_next().is_some() {}
+        let partition = at.topic_partition();
+        self.unassign(&partition);
+        self.last += 1;
+        let position = at.offset;
+        let fetcher = Fetcher {
+            client: self.client.clone(),
+            options: self.options,
+            reading: self.last,
+            at,
+            topic_id,
+            seen,
+        };
+        let fetcher = self.fetchers.spawn(fetcher.run(self.sender.clone()));
+        let reading = Reading {
+            number: self.last,
+            mode: Mode::Reads(fetcher),
+            position,
+            topic_id,
+            seen,
+        };
+        self.readings.insert(partition, reading);
+    }
 }

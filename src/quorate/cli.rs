@@ -9,10 +9,9 @@ use clap_complete::Shell;
 use quorate_types::{Acks, Endpoint, NodeId};
 
 use crate::bench_args::BenchCommand;
+use crate::group_args::GroupCommand;
 use crate::log_args::LogCommand;
-use crate::parse::{
-    Start, config_pair, delivery_timeout, header_pair, no_groups, no_topic_flag, start,
-};
+use crate::parse::{Start, config_pair, delivery_timeout, header_pair, no_topic_flag, start};
 use crate::server_args::ServerArgs;
 
 /// A replicated log in one binary.
@@ -109,6 +108,14 @@ pub enum Command {
     Produce(ProduceArgs),
     /// Read records
     Consume(ConsumeArgs),
+    /// Look at consumer groups: who reads what, how far they are; move and delete them
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  \
+            quorate group describe billing\n  \
+            quorate group reset-offsets billing --topic orders --to-earliest"
+    )]
+    Group(GroupCommand),
     /// Measure a cluster: throughput, latencies, gaps at a failover
     #[command(
         subcommand,
@@ -364,7 +371,8 @@ pub struct ProduceArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     quorate consume demo --from beginning --exit-at-end\n  \
-    quorate consume demo --from 2026-01-31T12:00:00Z --format '{partition}/{offset} {key}: {value}'\n\n\
+    quorate consume demo --from 2026-01-31T12:00:00Z --format '{partition}/{offset} {key}: {value}'\n  \
+    quorate consume demo --group readers\n\n\
     A template may use {topic} {partition} {offset} {timestamp} (RFC 3339) {timestamp_ms} {key}\n\
     {value} {headers}, and \\t \\n \\\\ {{ }}; a new line follows each record.\n\
     `json` prints one object a line, `raw` the bytes of the values and nothing else.")]
@@ -394,8 +402,10 @@ pub struct ConsumeArgs {
     #[arg(long)]
     pub skip_corrupt: bool,
 
-    /// There are none; whoever asks for one is told.
-    #[arg(long, hide = true, value_parser = no_groups)]
+    /// Read as a member of this group: share the partitions with its other members, go on where the
+    /// group left off, and commit what was printed. --from is for partitions of which nothing is
+    /// committed; --exit-at-end stops at what was the end when a partition fell to this member
+    #[arg(long, value_name = "NAME")]
     pub group: Option<String>,
 
     /// A template, json or raw [default: {value}, with --output json: json]

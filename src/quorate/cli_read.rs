@@ -73,6 +73,30 @@ mod tests {
     }
 
     #[test]
+    fn offsets_are_reset_to_one_place() {
+        let line = "group reset-offsets g --topic t";
+        let taken = |more: &str| typed(&format!("{line} {more}")).is_ok();
+        for one in [
+            "--to-offset 7",
+            "--to-earliest --dry-run",
+            "--to-latest --partition 1 --partition 2",
+            "--to-timestamp 2026-01-31T12:00:00Z",
+            "--shift-by -100",
+        ] {
+            assert!(taken(one), "{one}");
+        }
+        for wrong in [
+            "--dry-run",
+            "--to-earliest --to-latest",
+            "--to-offset -1",
+            "--to-timestamp yesterday",
+        ] {
+            assert!(!taken(wrong), "{wrong}");
+        }
+        assert!(typed("group delete").is_err());
+    }
+
+    #[test]
     fn kafkas_habits_are_taken_or_answered() {
         let Command::Produce(args) = typed("produce t --acks -1").unwrap().command else {
             panic!("that is another command");
@@ -82,7 +106,6 @@ mod tests {
             ("topic create --topic t", "stands without a flag"),
             ("topic describe --topic t", "stands without a flag"),
             ("log verify --data-dir d", "stands without a flag"),
-            ("consume t --group g", "no consumer groups"),
         ] {
             let told = typed(line).unwrap_err();
             assert!(told.contains(says), "{told}");

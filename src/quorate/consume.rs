@@ -11,7 +11,7 @@ use crate::cli::{ConsumeArgs, Global, OutputFormat};
 use crate::failure::{Failure, Outcome};
 use crate::format::Format;
 use crate::parse::{HOW_A_TIME_IS_WRITTEN, Start};
-use crate::{client, told};
+use crate::{client, consume_group, told};
 
 /// Where to begin in each partition, and where `--exit-at-end` ends.
 struct Plan {
@@ -19,7 +19,7 @@ struct Plan {
     ends: BTreeMap<(String, PartitionId), Offset>,
 }
 
-async fn offset(
+pub(crate) async fn offset(
     client: &Client,
     topic: &str,
     partition: PartitionId,
@@ -31,7 +31,7 @@ async fn offset(
 }
 
 /// A name or number that was given twice; it would be read twice.
-fn twice<T: Ord + std::fmt::Display>(what: &str, given: &[T]) -> Outcome {
+pub(crate) fn twice<T: Ord + std::fmt::Display>(what: &str, given: &[T]) -> Outcome {
     let mut seen = BTreeSet::new();
     match given.iter().find(|one| !seen.insert(*one)) {
         Some(one) => Err(Failure::usage(
@@ -116,10 +116,13 @@ async fn plan(client: &Client, args: &ConsumeArgs) -> Result<Plan, Failure> {
 
 pub(crate) async fn run(global: &Global, args: ConsumeArgs) -> Outcome {
     let format = checked(global.output, &args)?;
-    if args.exit_at_end && args.from == Start::End {
+    if args.exit_at_end && args.from == Start::End && args.group.is_none() {
         eprintln!("nothing will be printed: it begins at the end; see --from");
     }
     let client = client(global)?;
+    if let Some(group) = &args.group {
+        return consume_group::run(&client, &args, group, &format).await;
+    }
     let Plan { assigned, mut ends } = plan(&client, &args).await?;
     let mut out = BufWriter::with_capacity(1 << 16, io::stdout());
     let mut left = args.max.unwrap_or(u64::MAX);
@@ -166,7 +169,10 @@ pub(crate) async fn run(global: &Global, args: ConsumeArgs) -> Outcome {
 
 /// Tells of records that cannot be decoded where they may be skipped; gives their partition and the
 /// offset behind them. Any other error is the end.
-fn skipped(error: ClientError, skip: bool) -> Result<((String, PartitionId), Offset), Failure> {
+pub(crate) fn skipped(
+    error: ClientError,
+    skip: bool,
+) -> Result<((String, PartitionId), Offset), Failure> {
     let ClientError::Corrupt {
         topic,
         partition,
@@ -192,21 +198,24 @@ fn skipped(error: ClientError, skip: bool) -> Result<((String, PartitionId), Off
     Ok(((topic.clone(), *partition), *next))
 }
 
-fn print(
+/// Prints records up to an end, and says how many.
+pub(crate) fn print(
     format: &Format,
     out: &mut impl Write,
     consumed: &Consumed,
     until: Option<Offset>,
     left: &mut u64,
-) -> io::Result<()> {
+) -> io::Result<usize> {
+    let mut printed = 0;
     for record in &consumed.records {
         if *left == 0 || until.is_some_and(|end| record.offset >= end) {
             break;
         }
         format.write(out, &consumed.topic, consumed.partition.get(), record)?;
         *left -= 1;
+        printed += 1;
     }
-    Ok(())
+    Ok(printed)
 }
 
 #[cfg(test)]

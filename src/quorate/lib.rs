@@ -10,11 +10,15 @@ mod cli_read;
 mod cluster;
 mod cluster_events;
 mod consume;
+mod consume_group;
 mod dev;
 mod dev_control;
 mod dev_ready;
 mod failure;
 mod format;
+mod group;
+mod group_args;
+mod group_reset;
 mod healthcheck;
 mod local_cluster;
 mod local_node;
@@ -107,6 +111,7 @@ async fn run(global: Global, command: Command) -> Outcome {
         Command::Partition(command) => partition::run(&global, command).await,
         Command::Produce(args) => produce::run(&global, args).await,
         Command::Consume(args) => consume::run(&global, args).await,
+        Command::Group(command) => group::run(&global, command).await,
         Command::Cluster(command) => cluster::run(&global, command).await,
         Command::Server(_) | Command::Completions { .. } => Ok(()),
         Command::Healthcheck(args) => healthcheck::run(&global, args).await,
@@ -129,6 +134,12 @@ fn told(what: impl Into<String>, error: &ClientError) -> Failure {
             .hint(
                 "`quorate topic list` shows the topics there are, `quorate topic create` makes one",
             ),
+        ClientError::Refused(info) if info.code == ErrorCode::GroupIdNotFound => {
+            failure.hint("`quorate group list` shows the groups there are")
+        }
+        ClientError::Refused(info) if info.code == ErrorCode::NonEmptyGroup => {
+            failure.hint("stop its members first; `quorate group describe` shows them")
+        }
         ClientError::Connection(_) | ClientError::Unreachable(_) => failure.hint(
             "check --bootstrap (or QUORATE_BOOTSTRAP), or start a local cluster with `quorate dev`",
         ),

@@ -55,9 +55,25 @@ pub fn no_topic_flag(_: &str) -> Result<String, String> {
     Err("the topic's name stands without a flag".to_owned())
 }
 
-/// Refuses `--group`.
-pub fn no_groups(_: &str) -> Result<String, String> {
-    Err("there are no consumer groups yet; read from a place that you keep, with --from".to_owned())
+/// Reads an offset.
+pub fn offset(text: &str) -> Result<Offset, String> {
+    match text.parse::<i64>() {
+        Ok(offset) if offset >= 0 => Ok(Offset::new(offset.unsigned_abs())),
+        _ => Err("must be an offset, 0 or more".to_owned()),
+    }
+}
+
+/// Reads milliseconds since 1970, an RFC 3339 time or a date.
+pub fn time(text: &str) -> Result<Timestamp, String> {
+    if let Ok(millis) = text.parse() {
+        return Ok(Timestamp::from_millis(millis));
+    }
+    match start(text) {
+        Ok(Start::Time(time)) => Ok(time),
+        _ => Err(format!(
+            "must be milliseconds or a time; {HOW_A_TIME_IS_WRITTEN}"
+        )),
+    }
 }
 
 /// Refuses `--data-dir` where the directory stands by itself.
@@ -127,6 +143,17 @@ mod tests {
         ] {
             assert!(start(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_time_of_its_own_may_be_plain_milliseconds() {
+        let second = Ok(Timestamp::from_millis(1_000));
+        for text in ["1000", "@1000", "1970-01-01T00:00:01Z"] {
+            assert_eq!(time(text), second);
+        }
+        assert!(time("beginning").is_err());
+        assert_eq!(offset("7"), Ok(Offset::new(7)));
+        assert!(offset("-7").is_err() && offset("").is_err());
     }
 
     #[test]

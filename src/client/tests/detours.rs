@@ -4,9 +4,7 @@
 
 mod fake;
 
-use std::time::Duration;
-
-use fake::{Answers, Known, LEADER, client_of, not_here};
+use fake::{Answers, DEADLINE, Known, LEADER, client_of, not_here};
 use quorate_client::{Assignment, Client, ConsumerOptions, ProducerOptions, ToSend};
 use quorate_proto::v1;
 use quorate_proto::v1::consumer_server::{Consumer, ConsumerServer};
@@ -17,8 +15,6 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
-
-const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A node that may forward.
 struct Fake;
@@ -112,6 +108,7 @@ async fn client_at(node: u32) -> Client {
     let known = Known {
         node,
         leader_port: closed.local_addr().unwrap().port(),
+        partitions: 1,
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     drop(closed);

@@ -144,6 +144,7 @@ async fn serve_slowly(script: Script, taken_after: Duration) -> (Fake, Client) {
     let known = Known {
         node: LEADER,
         leader_port: port,
+        partitions: 1,
     };
     let server = tonic::transport::Server::builder()
         .add_service(known.service())

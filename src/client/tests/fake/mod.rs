@@ -1,18 +1,29 @@
-//! What the servers of the tests share: a cluster of one broker that leads the one partition of the
-//! topic `t`, and a client that knows nothing but its address.
+//! What the servers of the tests share: a cluster of one broker that leads all partitions of the topic
+//! `t`, and a client that knows nothing but its address.
+#![allow(dead_code, reason = "not every test needs all of it")]
 
+pub mod groups;
+pub mod log;
+
+use std::collections::HashMap;
 use std::pin::Pin;
+use std::time::Duration;
 
 use futures::Stream;
 use quorate_client::{Client, ClientOptions};
 use quorate_proto::v1;
 use quorate_proto::v1::cluster_server::{Cluster, ClusterServer};
-use quorate_types::Endpoint;
-use tonic::{Request, Response, Status};
+use quorate_types::{Endpoint, ErrorCode};
+use quorate_wire::DOMAIN;
+use tonic::{Code, Request, Response, Status};
+use tonic_types::{ErrorDetails, StatusExt};
 
 /// The leader, and the epoch that it leads at.
 pub const LEADER: u32 = 1;
 pub const EPOCH: i32 = 7;
+pub const TOPIC_ID: [u8; 16] = [1; 16];
+/// What a test waits for happens within this.
+pub const DEADLINE: Duration = Duration::from_secs(20);
 
 pub type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -23,6 +34,8 @@ pub struct Known {
     pub node: u32,
     /// Where the leader says that it is.
     pub leader_port: u16,
+    /// How many partitions the topic has.
+    pub partitions: usize,
 }
 
 impl Known {
@@ -35,6 +48,15 @@ impl Known {
 pub fn client_of(port: u16) -> Client {
     let host = "127.0.0.1".to_owned();
     Client::new(vec![Endpoint { host, port }], ClientOptions::default()).unwrap()
+}
+
+/// A refusal by Kafka's name.
+pub fn refused(code: ErrorCode, metadata: &[(&str, String)]) -> Status {
+    let metadata = metadata.iter();
+    let metadata = metadata.map(|(key, value)| ((*key).to_owned(), value.clone()));
+    let details =
+        ErrorDetails::with_error_info(code.name(), DOMAIN, metadata.collect::<HashMap<_, _>>());
+    Status::with_error_details(Code::FailedPrecondition, "refused by the test", details)
 }
 
 pub fn not_here<T>() -> Result<T, Status> {
@@ -62,8 +84,8 @@ impl Cluster for Known {
         };
         let topic = v1::TopicDescription {
             name: "t".into(),
-            topic_id: vec![1; 16].into(),
-            partitions: vec![partition],
+            topic_id: TOPIC_ID.to_vec().into(),
+            partitions: vec![partition; self.partitions],
             ..v1::TopicDescription::default()
         };
         Ok(Response::new(v1::DescribeClusterResponse {

@@ -1,0 +1,116 @@
+//! Where the partitions begin that have fallen to a member: where the group left off, else where its
+//! options say.
+
+use std::collections::BTreeMap;
+
+use futures::{StreamExt, TryStreamExt, stream};
+use quorate_proto::v1;
+use quorate_proto::v1::list_offsets_request::{Earliest, Latest, Position};
+use quorate_types::{LeaderEpoch, Offset, TopicId};
+use tokio::time::Instant;
+
+use super::commit::ONE_TRY;
+use super::coordinator::Coordinator;
+use super::member::{Held, by_topic};
+use super::options::StartPosition;
+use crate::error::ClientError;
+
+/// Leaders are asked for so many partitions at once.
+const AT_ONCE: usize = 32;
+
+/// Where a partition begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Begin {
+    pub(super) offset: Offset,
+    /// The epoch of the record before it, as it was committed.
+    pub(super) leader_epoch: Option<LeaderEpoch>,
+    /// Whether it is what the group has committed.
+    pub(super) committed: bool,
+}
+
+/// Where all of these begin.
+///
+/// # Errors
+/// [`ClientError`] of any of them.
+pub(super) async fn find(
+    coordinator: &Coordinator,
+    group: &str,
+    start: StartPosition,
+    wanted: Vec<Held>,
+) -> Result<Vec<(Held, Begin)>, ClientError> {
+    let committed = committed(coordinator, group, &wanted).await?;
+    let begin = |held: Held| {
+        let known = committed.get(&(held.topic_id, held.partition.to_signed()));
+        let known = known.copied();
+        async move {
+            let begin = match known {
+                Some(begin) => begin,
+                None => Begin {
+                    offset: listed(coordinator, &held, start).await?,
+                    leader_epoch: None,
+                    committed: false,
+                },
+            };
+            Ok((held, begin))
+        }
+    };
+    let found = stream::iter(wanted).map(begin).buffer_unordered(AT_ONCE);
+    found.try_collect().await
+}
+
+async fn committed(
+    coordinator: &Coordinator,
+    group: &str,
+    wanted: &[Held],
+) -> Result<BTreeMap<(TopicId, i32), Begin>, ClientError> {
+    let request = v1::FetchOffsetsRequest {
+        group: group.to_owned(),
+        partitions: by_topic(wanted),
+    };
+    let deadline = Instant::now() + coordinator.client().options().call_timeout;
+    let answer = coordinator.until(
+        &request,
+        ONE_TRY,
+        deadline,
+        |mut groups, request| async move { groups.fetch_offsets(request).await },
+    );
+    let each = answer.await?.offsets.into_iter().map(|committed| {
+        let wrong = |why: String| ClientError::Protocol(format!("a committed offset: {why}"));
+        let topic_id = TopicId::from_slice(&committed.topic_id);
+        let topic_id = topic_id.ok_or_else(|| wrong("a topic id has 16 bytes".to_owned()))?;
+        let offset =
+            Offset::from_signed(committed.offset).map_err(|error| wrong(error.to_string()))?;
+        let begin = Begin {
+            offset,
+            leader_epoch: committed
+                .leader_epoch
+                .and_then(|epoch| LeaderEpoch::from_signed(epoch).ok()),
+            committed: true,
+        };
+        Ok(((topic_id, committed.partition), begin))
+    });
+    each.collect()
+}
+
+async fn listed(
+    coordinator: &Coordinator,
+    held: &Held,
+    start: StartPosition,
+) -> Result<Offset, ClientError> {
+    let list = |position| {
+        let client = coordinator.client();
+        client.list_offset(&held.topic, held.partition, position)
+    };
+    let found = match start {
+        StartPosition::Offset(offset) => return Ok(offset),
+        StartPosition::Earliest => list(Position::Earliest(Earliest {})).await?,
+        StartPosition::Latest => list(Position::Latest(Latest {})).await?,
+        StartPosition::Timestamp(at) => match list(Position::TimestampMs(at.millis())).await? {
+            None => list(Position::Latest(Latest {})).await?,
+            found => found,
+        },
+    };
+    let found = found.map(Offset::from_signed).transpose();
+    let found = found.map_err(|error| ClientError::Protocol(error.to_string()))?;
+    Ok(found.unwrap_or_default())
+}

@@ -1,0 +1,252 @@
+//! `quorate consume --group`: reads as a member of a group. What is committed was written to stdout and
+//! flushed before: the member commits what earlier polls returned, and what could not be written is
+//! taken back.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufWriter, Write};
+use std::time::Duration;
+
+use quorate_client::{
+    Assignment, Client, ClientError, Consumed, ConsumerOptions, GroupConsumer, GroupEvent,
+    GroupOptions, StartPosition, TopicPartition,
+};
+use quorate_proto::v1;
+use quorate_proto::v1::list_offsets_request::{Latest, Position};
+use quorate_types::Offset;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::cli::ConsumeArgs;
+use crate::consume::{offset, print, skipped};
+use crate::failure::{Failure, Outcome};
+use crate::format::Format;
+use crate::parse::Start;
+use crate::told;
+
+/// How often who has no partitions asks whether any are to come.
+const ASK: Duration = Duration::from_secs(1);
+
+/// What ends the command from outside.
+struct Stop {
+    terminated: Signal,
+    interrupted: Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Self, Failure> {
+        let failed = |error: io::Error| Failure::new("cannot read", error);
+        Ok(Self {
+            terminated: signal(SignalKind::terminate()).map_err(failed)?,
+            interrupted: signal(SignalKind::interrupt()).map_err(failed)?,
+        })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminated.recv() => {}
+            _ = self.interrupted.recv() => {}
+        }
+    }
+}
+
+/// What is left to be read.
+struct Left {
+    records: u64,
+    /// Where `--exit-at-end` ends, of the partitions that are behind; none without it.
+    ends: Option<BTreeMap<TopicPartition, Offset>>,
+    /// Whether any partition has fallen to the member.
+    assigned: bool,
+}
+
+impl Left {
+    fn is_over(&self) -> bool {
+        let at_end = self.ends.as_ref().is_some_and(BTreeMap::is_empty);
+        self.records == 0 || (at_end && self.assigned)
+    }
+
+    fn gone(&mut self, partitions: &[TopicPartition]) {
+        if let Some(ends) = &mut self.ends {
+            partitions.iter().for_each(|partition| {
+                ends.remove(partition);
+            });
+        }
+    }
+
+    /// Notes that a partition is read up to there; says whether it is done with.
+    fn reached(&mut self, partition: &TopicPartition, next: Offset) -> bool {
+        let Some(ends) = &mut self.ends else {
+            return false;
+        };
+        if ends.get(partition).is_some_and(|end| next >= *end) {
+            ends.remove(partition);
+        }
+        !ends.contains_key(partition)
+    }
+}
+
+pub(crate) async fn run(
+    client: &Client,
+    args: &ConsumeArgs,
+    group: &str,
+    format: &Format,
+) -> Outcome {
+    if !args.partition.is_empty() {
+        let what = format!("cannot read as a member of group {group}");
+        let why = "a group shares all partitions of its topics among its members";
+        return Err(Failure::usage(what, why).hint("leave out --partition, or --group"));
+    }
+    // One that does not exist a member would wait for.
+    for topic in &args.topics {
+        let known = client.topic(topic).await;
+        known.map_err(|error| told(format!("cannot read {topic}"), &error))?;
+    }
+    let mut left = Left {
+        records: args.max.unwrap_or(u64::MAX),
+        ends: args.exit_at_end.then(BTreeMap::new),
+        assigned: false,
+    };
+    if left.is_over() {
+        return Ok(());
+    }
+    let joining = client.group(GroupOptions {
+        start: match args.from {
+            Start::Beginning => StartPosition::Earliest,
+            Start::End => StartPosition::Latest,
+            Start::At(offset) => StartPosition::Offset(offset),
+            Start::Time(time) => StartPosition::Timestamp(time),
+        },
+        client_id: "quorate consume".to_owned(),
+        fetch: ConsumerOptions {
+            skip_corrupt: args.skip_corrupt,
+            ..ConsumerOptions::default()
+        },
+        ..GroupOptions::new(group, args.topics.clone())
+    });
+    let what = format!("cannot join group {group}");
+    let mut member = joining.map_err(|error| Failure::usage(what, error))?;
+    let mut stop = Stop::new()?;
+    let read = tokio::select! {
+        read = read(client, args, format, &mut member, &mut left) => read,
+        () = stop.asked() => Ok(()),
+    };
+    let closed = tokio::select! {
+        closed = member.close() => closed,
+        () = stop.asked() => Err(ClientError::Closed),
+    };
+    let what = format!("what was read last may not be committed in group {group}");
+    read.and(closed.map_err(|error| told(what, &error)))
+}
+
+/// Reads until all is read. May be dropped while it waits: records are written at once.
+async fn read(
+    client: &Client,
+    args: &ConsumeArgs,
+    format: &Format,
+    member: &mut GroupConsumer,
+    left: &mut Left,
+) -> Outcome {
+    let mut out = BufWriter::with_capacity(1 << 16, io::stdout());
+    let mut ask = interval(ASK);
+    ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while !left.is_over() {
+        let waits = left.ends.is_some() && !left.assigned && member.is_member();
+        let event = tokio::select! {
+            event = member.poll() => event,
+            _ = ask.tick(), if waits => {
+                if has_none(client, &args.group, &member.member_id()).await {
+                    eprintln!("no partition falls to this member: the others read them all");
+                    return Ok(());
+                }
+                continue;
+            }
+        };
+        match event {
+            Ok(GroupEvent::Records(read)) => write(format, &mut out, member, &read, left)?,
+            Ok(GroupEvent::Assigned(assigned)) => note_ends(client, member, left, assigned).await?,
+            Ok(GroupEvent::Revoked(revoked)) => left.gone(&revoked),
+            Ok(GroupEvent::Lost(lost)) => {
+                eprintln!("the group took this member for gone; it joins anew");
+                left.gone(&lost);
+            }
+            Ok(_) => {}
+            Err(error) => {
+                let ((topic, partition), next) = skipped(error, args.skip_corrupt)?;
+                let partition = TopicPartition::new(topic, partition);
+                if left.reached(&partition, next) {
+                    pause(member, &partition)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the group is at rest and has nothing for this member.
+async fn has_none(client: &Client, group: &Option<String>, member: &str) -> bool {
+    let Ok(described) = client
+        .describe_group(group.as_deref().unwrap_or_default())
+        .await
+    else {
+        return false;
+    };
+    let state = described.group.map(|group| group.state());
+    let mine = described.members.iter().find(|of| of.member_id == member);
+    let none = mine.is_some_and(|of| of.partitions.iter().all(|of| of.partitions.is_empty()));
+    state == Some(v1::GroupState::Stable) && none
+}
+
+/// What is behind its end is kept, and not to be printed.
+fn pause(member: &mut GroupConsumer, partition: &TopicPartition) -> Outcome {
+    let paused = member.pause(partition);
+    paused.map_err(|error| Failure::new("cannot read on", error))
+}
+
+async fn note_ends(
+    client: &Client,
+    member: &mut GroupConsumer,
+    left: &mut Left,
+    assigned: Vec<Assignment>,
+) -> Outcome {
+    let Some(ends) = &mut left.ends else {
+        return Ok(());
+    };
+    for of in assigned {
+        let latest = Position::Latest(Latest {});
+        let end = offset(client, &of.topic, of.partition, latest).await?;
+        let end = end.unwrap_or_default();
+        if of.offset < end {
+            ends.insert(of.topic_partition(), end);
+        } else {
+            pause(member, &of.topic_partition())?;
+        }
+    }
+    left.assigned = true;
+    Ok(())
+}
+
+fn write(
+    format: &Format,
+    out: &mut impl Write,
+    member: &mut GroupConsumer,
+    read: &Consumed,
+    left: &mut Left,
+) -> Outcome {
+    let partition = TopicPartition::new(read.topic.clone(), read.partition);
+    let ends = left.ends.as_ref();
+    let until = ends.and_then(|ends| ends.get(&partition).copied());
+    let written = print(format, out, read, until, &mut left.records)
+        .and_then(|written| out.flush().map(|()| written));
+    let (done, outcome) = match written {
+        Ok(done) => (done, Ok(())),
+        Err(error) => (0, Err(Failure::stdout(error))),
+    };
+    // What was not written is not done, and is read again by whoever is next.
+    if let Some(not_done) = read.records.get(done) {
+        let back = member.seek(&partition, not_done.offset);
+        back.map_err(|error| Failure::new("cannot read on", error))?;
+    }
+    if left.reached(&partition, read.next) {
+        pause(member, &partition)?;
+    }
+    outcome
+}
