@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// The floor of each room; cluster-tests stands outside.
-const FLOORS: [(&str, u32); 19] = [
+const FLOORS: [(&str, u32); 20] = [
     ("quorate-types", 0),
     ("quorate-proto", 0),
     ("quorate-record", 1),
@@ -17,6 +17,7 @@ const FLOORS: [(&str, u32); 19] = [
     ("quorate-metadata", 2),
     ("quorate-log", 2),
     ("quorate-replication", 3),
+    ("quorate-group", 3),
     ("quorate-liveness", 3),
     ("quorate-quorum", 4),
     ("quorate-client", 4),
@@ -30,13 +31,14 @@ const FLOORS: [(&str, u32); 19] = [
     ("cluster-tests", 9),
 ];
 
-const PURE: [&str; 7] = [
+const PURE: [&str; 8] = [
     "quorate-types",
     "quorate-record",
     "quorate-config",
     "quorate-metadata",
     "quorate-log",
     "quorate-replication",
+    "quorate-group",
     "quorate-liveness",
 ];
 

@@ -70,3 +70,50 @@ mutant!(
     KEEP_ESTABLISHED,
     1_000
 );
+
+// Groups.
+mutant!(
+    a_former_coordinators_proposal_that_is_taken,
+    ANY_COORDINATOR_EPOCH,
+    1_000
+);
+mutant!(
+    a_commit_of_before_the_partition_was_the_members,
+    ANY_MEMBER_EPOCH,
+    1_000
+);
+mutant!(
+    an_older_offset_commit_that_is_applied_late,
+    ANY_COMMIT_ORDER,
+    1_000
+);
+mutant!(
+    a_partition_that_is_given_on_before_it_is_given_up,
+    ASSIGN_BEFORE_RELEASE,
+    1_000
+);
+mutant!(
+    a_coordinator_that_answers_while_it_is_cut_off,
+    ANSWER_CUT_OFF,
+    1_000
+);
+mutant!(
+    an_older_heartbeat_that_counts_as_giving_up,
+    OLD_WORD_COUNTS,
+    1_000
+);
+mutant!(
+    a_new_coordinator_that_gives_members_no_session,
+    NO_SESSION_AT_TAKEOVER,
+    1_000
+);
+mutant!(
+    an_answer_to_a_member_whose_end_is_proposed,
+    ANSWER_WHO_GOES,
+    1_000
+);
+mutant!(
+    a_member_that_is_ended_before_its_session,
+    END_LATE_AT_ONCE,
+    1_000
+);

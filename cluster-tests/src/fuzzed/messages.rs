@@ -30,6 +30,10 @@ pub const DECODERS: &[super::Target] = decoders! {
         DescribePartitionsRequest, DescribePartitionsResponse, LogLevelRequest, LogLevelResponse,
         SetFeatureRequest, SetFeatureResponse,
         WatchEventsRequest, ClusterEvent,
+        SubscribeRequest, SubscribeResponse, HeartbeatRequest, HeartbeatResponse,
+        CommitOffsetsRequest, CommitOffsetsResponse, FetchOffsetsRequest, FetchOffsetsResponse,
+        ListGroupsRequest, ListGroupsResponse, DescribeGroupRequest, DescribeGroupResponse,
+        DeleteGroupRequest, DeleteGroupResponse,
     }
     internal {
         RaftRequest, RaftReply, SnapshotChunk, ProposeRequest, ProposeReply,
@@ -51,5 +55,17 @@ pub fn messages(bytes: &[u8]) {
         let _refused = quorate_wire::acks(request.acks);
         let id = request.topic_id.as_deref().unwrap_or_default();
         assert_eq!(quorate_wire::topic_id(id).is_ok(), id.len() == 16);
+    }
+    if let Ok(request) = v1::HeartbeatRequest::decode(bytes) {
+        let legal = |name: &str| {
+            let bounded = (1..=249).contains(&name.len());
+            bounded && !name.contains(|c: char| c.is_control())
+        };
+        let (group, member) = (&request.group, &request.member_id);
+        assert_eq!(quorate_wire::group_id(group).is_ok(), legal(group));
+        assert_eq!(quorate_wire::member_id(member).is_ok(), legal(member));
+        let profile = request.profile.unwrap_or_default();
+        let _refused = quorate_wire::subscription(&profile.topics);
+        let _refused = quorate_wire::assignor(profile.assignor);
     }
 }

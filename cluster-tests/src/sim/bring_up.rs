@@ -47,6 +47,7 @@ impl World {
         if self.plan.changes {
             self.settings_later();
         }
+        self.groups_begin();
     }
 
     fn all_active(&self) -> bool {

@@ -113,6 +113,7 @@ impl World {
             .liveness
             .heartbeat(connection, beat, clock, &mut actions);
         let term = active.term;
+        let applied = self.process(controller).map_or(0, |of| of.image);
         self.carry_out_all(controller, term, actions);
         // The answer counts only if the quorum confirms that this controller still leads.
         let wait = self.quorum_wait() + self.delay();
@@ -123,6 +124,7 @@ impl World {
             life: sender_life,
             sent,
             may_stop: answer.may_stop,
+            applied,
         };
         self.at(wait, confirmed);
     }
@@ -133,6 +135,7 @@ impl World {
         (to, life): (NodeId, u64),
         sent: Duration,
         may_stop: bool,
+        applied: usize,
     ) {
         let leads = self.quorum.announced.leader == Some(controller)
             && self.quorum.announced.term == term
@@ -149,6 +152,7 @@ impl World {
                 life,
                 sent,
                 may_stop,
+                applied,
             };
             self.at(wait, answered);
         }

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
+use quorate_group::{Coordinator, GroupTiming};
 use quorate_log::{
     Dir, Entry, FlushDone, LogError, LogOptions, OpenMode, PartitionLog, ReadError,
     RecoveryContext, RecoveryReport,
@@ -87,6 +88,7 @@ type Opened = Result<(Box<dyn Core>, RecoveryReport), LogError>;
 pub(super) struct Cores {
     pub(super) open: fn(&SimDisk, &str, Making) -> Opened,
     pub(super) apply: fn(&mut MetadataImage, &Envelope, LogId) -> Applied,
+    pub(super) coordinator: fn(NodeId, GroupTiming, Duration) -> Coordinator,
 }
 
 impl Cores {
@@ -94,6 +96,7 @@ impl Cores {
         Self {
             open: open::<F>,
             apply: MetadataImage::apply_with::<F>,
+            coordinator: Coordinator::new_with::<F>,
         }
     }
 }

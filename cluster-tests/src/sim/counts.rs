@@ -25,6 +25,10 @@ pub struct Counts {
     pub damaged: u64,
     /// Topics deleted.
     pub deleted: u64,
+    /// Commits of offsets that were decided.
+    pub commits: u64,
+    /// Partitions that members of groups took.
+    pub taken: u64,
 }
 
 impl Counts {
@@ -41,5 +45,7 @@ impl Counts {
         self.starts += other.starts;
         self.damaged += other.damaged;
         self.deleted += other.deleted;
+        self.commits += other.commits;
+        self.taken += other.taken;
     }
 }

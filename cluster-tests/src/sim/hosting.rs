@@ -74,6 +74,7 @@ impl World {
         // What its own store had applied; the rest of it comes again.
         let image = self.rng.random_range(0..=self.node(node).last_image);
         let clock = self.clock_of(node);
+        let groups = self.host_groups(node, clock);
         let state = self.node_mut(node);
         let boot = state.boot(node);
         state.dark = false;
@@ -109,6 +110,7 @@ impl World {
             believes: Default::default(),
             session: None,
             controller: None,
+            groups,
             next_tick: Duration::ZERO,
             tick_number: 0,
         };
@@ -238,6 +240,7 @@ impl World {
         self.show(node, &new, &concerned);
         self.sweep_strays(node, &new);
         self.applied_is_told(node);
+        self.groups_see_image(node);
     }
 
     /// Shows every replica its registration anew.

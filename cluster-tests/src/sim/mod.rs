@@ -2,11 +2,12 @@
 //! shipped log and the shipped replication cores, controllers with the shipped `Liveness`, the
 //! shipped metadata image. Network, disks, clocks, the quorum's log, the broker's shell and clients
 //! are simulated, with delay, loss, repetition, reordering, crashes, pauses, power loss of what was
-//! not synced, failing and stalling syncs, flipped bits, replaced disks, drifting clocks. After
-//! every step each invariant's checker looks. One seed gives one run, always the same.
+//! not synced, failing and stalling syncs, flipped bits, replaced disks, drifting clocks. Some runs
+//! have consumer groups, with the shipped coordinator and simulated members. After every step each
+//! invariant's checker looks. One seed gives one run, always the same.
 //!
-//! Not simulated: Raft itself (the quorum is one log that everybody agrees on), groups and their
-//! offsets, reassignment, and the shell's threads.
+//! Not simulated: Raft itself (the quorum is one log that everybody agrees on), reassignment, expiry
+//! and deletion of groups, and the shell's threads.
 
 mod bring_up;
 mod clients;
@@ -20,6 +21,7 @@ mod disk_faults;
 #[cfg(test)]
 mod disk_tests;
 mod faults;
+mod groups;
 mod hosting;
 mod invariants;
 mod network;

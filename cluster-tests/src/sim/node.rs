@@ -15,6 +15,7 @@ use super::clock::NodeClock;
 use super::controller::Active;
 use super::cores::{Core, Flush};
 use super::disk::SimDisk;
+use super::groups::{Host, ProposedGroups};
 use super::hosting::Unmade;
 use super::quorum::Announced;
 use super::schedule::{Scheduled, ms};
@@ -30,6 +31,8 @@ pub(super) enum Asked {
     Unmade(TopicPartition),
     /// By the controller of that term, about that node.
     Controller(Term, Option<NodeId>),
+    /// Changes of groups, or commits of offsets.
+    Groups(ProposedGroups),
 }
 
 /// A machine.
@@ -101,6 +104,8 @@ pub(super) struct Process {
     pub(super) session: Option<Session>,
     /// It takes itself for the active controller.
     pub(super) controller: Option<Active>,
+    /// The coordinator of groups, where the run has some.
+    pub(super) groups: Option<Box<Host>>,
     pub(super) next_tick: Duration,
     pub(super) tick_number: u64,
 }
@@ -207,6 +212,7 @@ impl World {
         let delay = self.delay();
         self.at(delay, Scheduled::Register { node, life });
         self.next_beat(node);
+        self.groups_start(node);
         self.tick_within(node, Duration::ZERO);
         let announced = self.quorum.announced;
         let delay = self.delay();

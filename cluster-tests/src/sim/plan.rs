@@ -99,6 +99,8 @@ pub(super) struct Plan {
     /// Settings change, topics are deleted and made anew.
     pub(super) changes: bool,
     pub(super) residue: Residue,
+    /// Faults strike for so many times the steps.
+    pub(super) longer: u64,
 }
 
 impl Plan {
@@ -165,6 +167,18 @@ impl Plan {
             by_the_book: rng.random_bool(0.1),
             changes: rng.random_bool(0.45),
             residue,
+            longer: 1,
+        }
+    }
+
+    /// For a run with groups: their sessions end, and coordinators change, in more time than logs
+    /// need, and one partition is soon shared out.
+    pub(super) fn make_room_for_groups(&mut self) {
+        self.longer = 2;
+        self.pace *= 5;
+        self.fault_gap *= 3;
+        if let Some(topic) = self.topics.first_mut() {
+            topic.partitions = topic.partitions.max(3);
         }
     }
 

@@ -74,6 +74,16 @@ impl Quorum {
         self.images.len() - 1
     }
 
+    /// Whether an entry concerns groups alone.
+    pub(super) fn is_of_groups(&self, index: usize) -> bool {
+        let (before, after) = (&self.images[index - 1], &self.images[index]);
+        let groups = !before.groups().ptr_eq(after.groups());
+        let rest = before.partitions().ptr_eq(after.partitions())
+            && before.topics().ptr_eq(after.topics())
+            && before.brokers().ptr_eq(after.brokers());
+        rest && (groups || before.applied().term == after.applied().term)
+    }
+
     fn next_place(&self) -> LogId {
         LogId {
             term: self.announced.term,
@@ -294,6 +304,11 @@ impl World {
                 self.violation.get_or_insert((partition, what));
             }
         }
+        if let Some(groups) = &mut self.groups
+            && let Err((partition, what)) = groups.offsets.follow(&entry)
+        {
+            self.violation.get_or_insert((partition, what));
+        }
         self.publish(image);
         outcome
     }
@@ -351,6 +366,7 @@ impl World {
                 self.proposed(node, id, number, result);
             }
             Some(Asked::Unmade(_)) => {}
+            Some(Asked::Groups(proposed)) => self.groups_proposed(node, proposed, Some(&outcome)),
             Some(Asked::Controller(term, about)) => self.controller_proposed(node, term, about),
         }
     }
@@ -370,6 +386,7 @@ impl World {
             Some(Asked::Unmade(id)) => {
                 process.unmade.tell(&id, false);
             }
+            Some(Asked::Groups(proposed)) => self.groups_proposed(node, proposed, None),
             Some(Asked::Controller(term, about)) => self.controller_proposed(node, term, about),
         }
         true
@@ -381,6 +398,15 @@ impl World {
         let envelope = self.envelope(OUTSIDE, self.quorum.next_sequence, None, command);
         self.apply(&envelope)
     }
+}
+
+/// Whether a proposal concerns groups alone.
+pub(super) fn is_of_groups(envelope: &Envelope) -> bool {
+    let commands = &envelope.commands[..];
+    matches!(
+        commands,
+        [Command::AlterGroups { .. } | Command::CommitOffsets { .. }]
+    )
 }
 
 fn short(envelope: &Envelope) -> String {
@@ -408,6 +434,8 @@ fn short(envelope: &Envelope) -> String {
                 ""
             }
         ),
+        Command::AlterGroups { changes } => super::groups::changes_in_words(changes),
+        Command::CommitOffsets { commits } => super::groups::commits_in_words(commits),
         other => format!("{other:?}"),
     };
     let required = envelope

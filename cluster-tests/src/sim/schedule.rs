@@ -9,6 +9,7 @@ use quorate_metadata::{Envelope, Outcome};
 use quorate_replication::{FollowerMessage, LeaderMessage, RequestId, StreamId};
 use quorate_types::{Incarnation, NodeId, Term, TopicPartition};
 
+use super::groups::GroupEvent;
 use super::quorum::Announced;
 
 pub(super) const fn ms(millis: u64) -> Duration {
@@ -125,12 +126,15 @@ pub(super) enum Scheduled {
         life: u64,
         sent: Duration,
         may_stop: bool,
+        /// How far the controller's image was.
+        applied: usize,
     },
     HeartbeatAnswered {
         node: NodeId,
         life: u64,
         sent: Duration,
         may_stop: bool,
+        applied: usize,
     },
     ConnectionEnds {
         controller: NodeId,
@@ -175,6 +179,7 @@ pub(super) enum Scheduled {
         client: usize,
         mark: u64,
     },
+    Group(GroupEvent),
 }
 
 struct Entry {

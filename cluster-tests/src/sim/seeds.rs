@@ -162,12 +162,14 @@ impl std::fmt::Display for Totals {
             starts,
             damaged,
             deleted,
+            commits,
+            taken,
         } = self.counts;
         write!(
             f,
             "{} seeds, each: {:.0} steps with faults, {:.0} in all, {:.0} events; {:.1} faults, \
              {:.1} acknowledged, {:.2} elections, {:.3} unclean, {:.2} truncations, {:.2} starts, \
-             {:.3} damaged, {:.3} topics deleted",
+             {:.3} damaged, {:.3} topics deleted, {:.1} commits, {:.1} partitions taken by members",
             self.seeds,
             each(faulty),
             each(steps),
@@ -179,7 +181,9 @@ impl std::fmt::Display for Totals {
             each(truncations),
             each(starts),
             each(damaged),
-            each(deleted)
+            each(deleted),
+            each(commits),
+            each(taken)
         )
     }
 }

@@ -6,12 +6,12 @@ use std::time::Duration;
 use quorate_replication::Status;
 use quorate_types::{NodeId, TopicPartition};
 
-use super::invariants::i09_liveness as liveness;
+use super::invariants::{g02_groups_converge as groups_converge, i09_liveness as liveness};
 use super::network::Rule;
 use super::plan::{Plan, Residue};
 use super::schedule::{Scheduled, ms};
 use super::trace::note;
-use super::world::World;
+use super::world::{Violation, World};
 
 /// All must be well within so long.
 const SETTLE: Duration = ms(20_000);
@@ -41,12 +41,13 @@ impl World {
         self.restart_where_nothing_else_helps();
         self.leave_residue();
         self.last_words();
+        self.settle_groups();
         let end = self.now + SETTLE;
         let mut looks = 0;
         while self.violation.is_none() {
             looks += 1;
             if looks % LOOK == 0 {
-                if liveness::unsettled(self).is_none() {
+                if self.unsettled().is_none() {
                     return;
                 }
                 // A late command may have changed a topic's durability.
@@ -57,10 +58,20 @@ impl World {
             }
         }
         if self.violation.is_none()
-            && let Some((partition, why)) = liveness::unsettled(self)
+            && let Some((partition, why)) = self.unsettled()
         {
-            self.violate(partition, format!("{}: {why}", liveness::NAME));
+            self.violate(partition, why);
         }
+    }
+
+    /// What is not well yet.
+    fn unsettled(&self) -> Option<Violation> {
+        let here = liveness::unsettled(self);
+        let here = here.map(|(id, why)| (id, format!("{}: {why}", liveness::NAME)));
+        here.or_else(|| {
+            let why = groups_converge::unsettled(self)?;
+            Some((None, format!("{}: {why}", groups_converge::NAME)))
+        })
     }
 
     /// An operator starts a node again whose disk has failed.

@@ -12,11 +12,12 @@ use super::clients::Clients;
 use super::clock::NodeClock;
 use super::cores::{Act, Cores};
 use super::counts::Counts;
+use super::groups::Groups;
 use super::invariants::{self, EntryChecker};
 use super::network::Network;
 use super::node::Node;
 use super::plan::Plan;
-use super::quorum::Quorum;
+use super::quorum::{Quorum, is_of_groups};
 use super::schedule::{Schedule, Scheduled, ms, us};
 use super::sight::Deed;
 use super::streams::Streams;
@@ -44,6 +45,8 @@ pub(super) struct World {
     pub(super) partitions: BTreeMap<TopicPartition, Watched>,
     /// Replicas that are known for damaged, and may be found so by a start.
     pub(super) marked: BTreeSet<(NodeId, TopicPartition)>,
+    /// Consumer groups, in some runs.
+    pub(super) groups: Option<Box<Groups>>,
     /// Faults are over.
     pub(super) settling: bool,
     pub(super) actions: Vec<Act>,
@@ -63,7 +66,11 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64, cores: Cores, traced: bool) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let plan = Plan::draw(&mut rng);
+        let mut plan = Plan::draw(&mut rng);
+        let groups = Groups::draw(seed);
+        if groups.is_some() {
+            plan.make_room_for_groups();
+        }
         let nodes = (1..=plan.nodes).map(NodeId::new);
         let nodes = nodes.map(|id| {
             let began = ms(rng.random_range(0..100_000));
@@ -87,6 +94,7 @@ impl World {
             topics_made: 0,
             partitions: BTreeMap::new(),
             marked: BTreeSet::new(),
+            groups,
             settling: false,
             actions: Vec::new(),
             acts: 0,
@@ -105,6 +113,7 @@ impl World {
         note!(self, None, "{:?}", self.plan);
         self.bring_up();
         let begun = self.counts.steps;
+        let steps = steps * self.plan.longer;
         self.next_fault = begun + 5;
         while self.violation.is_none() && self.counts.steps < begun + steps {
             if self.counts.steps >= self.next_fault {
@@ -207,6 +216,7 @@ impl World {
                 Some((self.stream(*stream)?.0, None))
             }
             Scheduled::RequestArrives { id } => Some((self.addressee_of(*id)?, None)),
+            Scheduled::Group(event) => self.addressee_in_groups(event),
             _ => None,
         }
     }
@@ -260,7 +270,10 @@ impl World {
             Scheduled::RoomAgain { stream } => self.room_again(stream),
             Scheduled::PowerFails { node } => self.power_fails(node),
             Scheduled::PowerFailsEverywhere => self.power_fails_everywhere(),
-            Scheduled::ProposalArrives(envelope) => self.proposal_arrives(envelope),
+            Scheduled::ProposalArrives(envelope) => {
+                self.busy = !is_of_groups(&envelope);
+                self.proposal_arrives(envelope);
+            }
             Scheduled::ProposalAnswered {
                 node,
                 incarnation,
@@ -270,7 +283,10 @@ impl World {
             Scheduled::ProposalTimeout { node, sequence, .. } => {
                 self.busy = self.proposal_timed_out(node, sequence);
             }
-            Scheduled::ImageArrives { node, index, .. } => self.image_arrives(node, index),
+            Scheduled::ImageArrives { node, index, .. } => {
+                self.busy = self.groups.is_none() || !self.quorum.is_of_groups(index);
+                self.image_arrives(node, index);
+            }
             Scheduled::Elect { term } => {
                 if self.quorum.announced.term == term {
                     self.elect();
@@ -298,13 +314,18 @@ impl World {
                 life,
                 sent,
                 may_stop,
-            } => self.leadership_confirmed((controller, term), (to, life), sent, may_stop),
+                applied,
+            } => self.leadership_confirmed((controller, term), (to, life), sent, may_stop, applied),
             Scheduled::HeartbeatAnswered {
                 node,
                 sent,
                 may_stop,
+                applied,
                 ..
-            } => self.heartbeat_answered(node, sent, may_stop),
+            } => {
+                self.groups_hear(node, sent, applied);
+                self.heartbeat_answered(node, sent, may_stop);
+            }
             Scheduled::ConnectionEnds {
                 controller,
                 connection,
@@ -334,6 +355,10 @@ impl World {
             Scheduled::RequestTimeout { id } => self.busy = self.request_timed_out(id),
             Scheduled::Answer { id, ok } => self.answer_arrives(id, ok),
             Scheduled::Retry { client, mark } => self.send_op(client, mark),
+            Scheduled::Group(event) => {
+                self.busy = false;
+                self.group_event(event);
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 
 mod admin;
 mod batches;
+mod groups;
 mod produces;
 mod reads;
 
@@ -135,6 +136,9 @@ async fn a_request_that_is_wrong_is_refused_by_name_and_changes_nothing() {
         reads::fetches(node, epoch).await;
         reads::consumes(node).await;
         admin::admin(node).await;
+        groups::heartbeats(node).await;
+        groups::commits(node).await;
+        groups::of_no_group(node).await;
     }
     let after = cluster.client.describe_topic(TOPIC).await.unwrap();
     assert_eq!(after, before, "offsets, epochs and settings stay");

@@ -6,6 +6,9 @@ use quorate_types::TopicPartition;
 
 use super::sight::Sight;
 
+pub(super) mod g01_single_ownership;
+pub(super) mod g02_groups_converge;
+mod g03_coordinator_epochs;
 mod i01_one_leader_an_epoch;
 mod i02_replicas_agree;
 mod i03_later_leaders_hold_acked;
@@ -17,6 +20,7 @@ mod i08_electable_hold_acked;
 pub(super) mod i09_liveness;
 mod i10_one_batch_a_place;
 mod i11_flushed_is_on_disk;
+mod i12_committed_offsets;
 mod k903_members;
 mod q01_named_term;
 mod r01_by_epoch;
@@ -24,6 +28,8 @@ mod r03_success_is_committed;
 mod r04_subscriptions;
 mod r08_registration;
 mod r17_established;
+
+pub(super) use i12_committed_offsets::CommittedOffsets;
 
 /// Looks at one partition after each step that touches it, and remembers what it needs.
 pub trait Checker {
@@ -37,7 +43,8 @@ pub trait Checker {
     fn check(&mut self, sight: &Sight<'_>) -> Result<(), String>;
 }
 
-/// The checkers of one partition, fresh. I9 is looked at when faults are over; I12 comes with groups.
+/// The checkers of one partition, fresh. I9 is looked at when faults are over; I12 is about
+/// groups.
 pub fn all() -> Vec<Box<dyn Checker>> {
     vec![
         Box::new(i01_one_leader_an_epoch::OneLeaderAnEpoch::default()),
@@ -94,5 +101,7 @@ pub fn entries() -> Vec<Box<dyn EntryChecker>> {
         Box::new(k903_members::MembersAreCurrent),
         Box::new(r08_registration::RegistrationIsSound),
         Box::new(r17_established::EstablishedUnderFsync),
+        Box::new(g01_single_ownership::OneOwner),
+        Box::new(g03_coordinator_epochs::CoordinatorEpochs),
     ]
 }
