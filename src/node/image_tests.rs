@@ -68,19 +68,20 @@ fn change_the_snapshot_in(data: &Path) {
 async fn a_node_whose_image_differs_stops_and_the_others_go_on() {
     let root = tempfile::tempdir().unwrap();
     let plan = plan(3);
-    // The first entries of a cluster are enough for a snapshot.
-    let start = || {
-        start_with(&plan, root.path(), |settings| {
-            settings.snapshot_every_entries = 5;
+    // The first entries of a cluster are enough for a snapshot. Then no more are made: one from another
+    // node would put the image right.
+    let start = |snapshot_every: u64| {
+        start_with(&plan, root.path(), move |settings| {
+            settings.snapshot_every_entries = snapshot_every;
             settings.snapshot_keep_entries = 1;
         })
     };
-    let running = start().await;
+    let running = start(5).await;
     eventually("a topic is created", || create(&plan[0].1)).await;
     stop(running).await;
     change_the_snapshot_in(&root.path().join("3"));
 
-    let mut running = start().await;
+    let mut running = start(10_000).await;
     let differing = running.pop().unwrap();
     let ended = timeout(DEADLINE, differing.task).await;
     let why = ended.expect("it stops").unwrap().unwrap_err().to_string();

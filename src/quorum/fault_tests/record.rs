@@ -73,6 +73,12 @@ impl Record {
         }
     }
 
+    /// The highest index that anybody ever applied.
+    pub(crate) fn highest(&self) -> u64 {
+        let seen = self.0.lock();
+        seen.hashes.last_key_value().map_or(0, |(index, _)| *index)
+    }
+
     /// The last image holds everything that anybody ever applied.
     pub(crate) fn ends_with(&self, image: &MetadataImage) {
         let mut seen = self.0.lock();
