@@ -24,7 +24,7 @@ use crate::sessions::{GroupState, Poll, Proposed, Session, session_timeout};
 const RETRY: Duration = Duration::from_millis(50);
 /// Who joins or leaves is told that the quorum does not decide after so long.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// A longer pause between two ticks is this node's, and ends nobody's session.
+/// A longer pause between two events is this node's, and ends nobody's session.
 const STALL: Duration = Duration::from_millis(500);
 /// How often groups without members are looked for whose time is over.
 const SWEEP: Duration = Duration::from_secs(30);
@@ -48,6 +48,8 @@ pub struct Coordinator {
     due: BTreeSet<(Duration, GroupId)>,
     due_of: BTreeMap<GroupId, Duration>,
     ticked: Duration,
+    /// When it was asked for something last.
+    awake: Duration,
     swept: Duration,
     planted: Planted,
 }
@@ -73,6 +75,7 @@ impl Coordinator {
             due: BTreeSet::new(),
             due_of: BTreeMap::new(),
             ticked: now,
+            awake: now,
             swept: now,
             planted: Planted::of::<F>(),
         }
@@ -90,6 +93,7 @@ impl Coordinator {
 
     /// Takes the newest image.
     pub fn take_image(&mut self, cx: &Context<'_>, out: &mut Vec<Action>) {
+        self.wake(cx);
         let old = std::mem::replace(&mut self.image, Arc::clone(cx.image));
         let mut concerned = self.follow_shards(out);
         for item in old.groups().diff(self.image.groups()) {
@@ -166,7 +170,8 @@ impl Coordinator {
             .into_values()
             .filter_map(|session| session.poll);
         let polls = polls.map(|poll| poll.request);
-        for request in polls.chain(state.leaving.into_values()) {
+        let leaving = state.leaving.into_values().map(|(request, _)| request);
+        for request in polls.chain(leaving) {
             let result = Err(self.elsewhere(id));
             out.push(Action::Answer { request, result });
         }
@@ -206,6 +211,7 @@ impl Coordinator {
         beat: Heartbeat,
         out: &mut Vec<Action>,
     ) {
+        self.wake(cx);
         let id = beat.group.clone();
         match self.take(cx, request, beat, out) {
             Ok(()) => self.settle(cx, &id, out),
@@ -252,7 +258,8 @@ impl Coordinator {
         }
         if leaves {
             state.wishes.gone.insert(beat.member.clone());
-            if let Some(former) = state.leaving.insert(beat.member, request) {
+            let until = cx.now + PATIENCE;
+            if let Some((former, _)) = state.leaving.insert(beat.member, (request, until)) {
                 let result = Err(GroupError::Undecided);
                 let request = former;
                 out.push(Action::Answer { request, result });
@@ -266,9 +273,16 @@ impl Coordinator {
             out.push(Action::Answer { request, result });
             return Ok(());
         }
-        if let Some(profile) = beat.profile.filter(|profile| *profile != member.profile) {
-            state.wishes.profiles.insert(beat.member.clone(), profile);
-            state.dirty = true;
+        if let Some(mut profile) = beat.profile {
+            // Nodes may see it at different addresses. Who it is, and how long its session lasts, which
+            // a member reckons with that has not heard the last answer, it said when it joined.
+            profile.client_host.clone_from(&member.profile.client_host);
+            profile.instance.clone_from(&member.profile.instance);
+            profile.session_timeout_ms = member.profile.session_timeout_ms;
+            if profile != member.profile {
+                state.wishes.profiles.insert(beat.member.clone(), profile);
+                state.dirty = true;
+            }
         }
         // An older word of it says nothing of what it has now.
         if beat.epoch == member.epoch || self.planted.old_word_counts {
@@ -322,6 +336,10 @@ impl Coordinator {
             .filter(|id| **id != beat.member);
         let joining = joining.filter(|id| group.is_none_or(|of| !of.members.contains_key(*id)));
         let members = group.map_or(0, |group| group.members.len()) + joining.count();
+        let joining_as = |instance| state.is_joining_as(instance, &beat.member);
+        if profile.instance.as_ref().is_some_and(joining_as) {
+            return Err(GroupError::UnreleasedInstance);
+        }
         let former = profile
             .instance
             .as_ref()
@@ -397,6 +415,7 @@ impl Coordinator {
         result: ProposalResult,
         out: &mut Vec<Action>,
     ) {
+        self.wake(cx);
         if let Some(request) = self.deletions.remove(&id) {
             let result = match result {
                 ProposalResult::Applied => Ok(self.timing.farewell()),
@@ -426,9 +445,10 @@ impl Coordinator {
 
     /// Time passes.
     pub fn tick(&mut self, cx: &Context<'_>, out: &mut Vec<Action>) {
+        self.wake(cx);
         let since = cx.now.saturating_sub(self.ticked);
         self.ticked = cx.now;
-        if since > STALL || self.is_cut_off(cx) {
+        if self.is_cut_off(cx) {
             self.extend_sessions(since);
         }
         while let Some((at, id)) = self.due.first().cloned()
@@ -440,6 +460,15 @@ impl Coordinator {
         if cx.now.saturating_sub(self.swept) >= SWEEP {
             self.swept = cx.now;
             self.sweep(cx, out);
+        }
+    }
+
+    /// Looks first, whatever the event, whether this node stood still: heartbeats may wait to be taken.
+    fn wake(&mut self, cx: &Context<'_>) {
+        let since = cx.now.saturating_sub(self.awake);
+        self.awake = cx.now;
+        if since > STALL {
+            self.extend_sessions(since);
         }
     }
 
@@ -508,9 +537,13 @@ impl Coordinator {
             self.groups.remove(id);
             return self.put_off(id, None);
         }
-        let sessions = state.sessions.values().map(Session::deadline);
+        // What follows for those whose end is proposed follows from its outcome.
+        let sessions = state.sessions.iter();
+        let sessions = sessions.filter(|(id, _)| !state.wishes.gone.contains(*id));
+        let sessions = sessions.map(|(_, session)| session.deadline());
+        let leaving = state.leaving.values().map(|(_, until)| *until);
         let retry = state.dirty.then_some(state.not_before.max(cx.now + RETRY));
-        let until = sessions.chain(retry).min();
+        let until = sessions.chain(leaving).chain(retry).min();
         self.put_off(
             id,
             until.map(|at| at.max(cx.now + Duration::from_millis(1))),
@@ -599,14 +632,15 @@ impl GroupState {
                 self.dirty = true;
             }
         }
-        self.leaving.retain(|id, request| {
-            let stays = member(id).is_some();
-            if !stays {
-                let request = *request;
-                let result = Ok(timing.farewell());
-                out.push(Action::Answer { request, result });
-            }
-            stays
+        self.leaving.retain(|id, (request, until)| {
+            let result = match member(id) {
+                None => Ok(timing.farewell()),
+                Some(_) if *until <= now => Err(GroupError::Undecided),
+                Some(_) => return true,
+            };
+            let request = *request;
+            out.push(Action::Answer { request, result });
+            false
         });
     }
 

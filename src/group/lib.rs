@@ -13,6 +13,8 @@ mod assign_tests;
 mod coordinator;
 mod events;
 mod plan;
+#[cfg(test)]
+mod plan_tests;
 mod planted;
 mod sessions;
 #[cfg(test)]

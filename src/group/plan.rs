@@ -9,6 +9,14 @@ use quorate_types::{Assignor, GroupId, MemberId, TopicId, TopicPartition};
 use crate::assign::{Subscriber, assign};
 use crate::planted::Planted;
 
+/// Of one change, about as it is written in the metadata log. What does not fit follows in the next
+/// one: an entry stays well below what a message between voters may have.
+pub(crate) const CHANGE_BYTES: usize = 512 << 10;
+/// What a partition takes in it, ...
+const PARTITION_BYTES: usize = 72;
+/// ... and a member and what it says of itself, beside its topics' names.
+const MEMBER_BYTES: usize = 512;
+
 /// What is to change beside who has what.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Wishes {
@@ -48,7 +56,8 @@ pub(crate) fn next_change_with(
     let known = group.map_or(&empty, |group| &**group);
     let gone = known.members.keys().filter(|id| wishes.gone.contains(*id));
     let gone: Vec<MemberId> = gone.cloned().collect();
-    let mut members = next_members(known, wishes);
+    let mut room = CHANGE_BYTES;
+    let mut members = next_members(known, wishes, &mut room);
     inherit(known, &gone, &mut members);
     let topics = topics_of(image, &members);
     let target = assign(assignor(&members), &subscribers(&members, image), &topics);
@@ -72,6 +81,8 @@ pub(crate) fn next_change_with(
         member.change.assign.extend(own.chain(free).copied());
     }
     let changes = members.into_values().map(|member| member.change);
+    let changes = changes.filter(says_something);
+    let changes = changes.filter_map(|change| cut(change, &mut room));
     let members: Vec<MemberChange> = changes.filter(says_something).collect();
     (!gone.is_empty() || !members.is_empty()).then(|| AlterGroup {
         group: id.clone(),
@@ -81,6 +92,29 @@ pub(crate) fn next_change_with(
         members,
         delete: false,
     })
+}
+
+/// As much of a change as there is room for, beside what it gives up, which others may get in the same
+/// one. A member that is not there yet comes with what it says of itself or not at all.
+fn cut(mut change: MemberChange, room: &mut usize) -> Option<MemberChange> {
+    let mut takes = MEMBER_BYTES;
+    if let Some(profile) = &change.profile {
+        let names = profile.topics.iter().map(|name| name.as_str().len() + 3);
+        takes += names.sum::<usize>();
+    }
+    // One fits always.
+    if takes > *room && *room < CHANGE_BYTES {
+        change.profile = None;
+        change.revoke.clear();
+        change.assign.clear();
+        return (!change.release.is_empty()).then_some(change);
+    }
+    *room = room.saturating_sub(takes);
+    for partitions in [&mut change.revoke, &mut change.assign] {
+        partitions.truncate(*room / PARTITION_BYTES);
+        *room -= partitions.len() * PARTITION_BYTES;
+    }
+    Some(change)
 }
 
 fn says_something(change: &MemberChange) -> bool {
@@ -94,8 +128,13 @@ fn says_something(change: &MemberChange) -> bool {
     profile.is_some() || !release.is_empty() || !revoke.is_empty() || !assign.is_empty()
 }
 
-/// Who will be there, with what they have once they have given up what they say they have.
-fn next_members<'a>(known: &'a Group, wishes: &'a Wishes) -> BTreeMap<MemberId, Next<'a>> {
+/// Who will be there, with what they have once they have given up what they say they have, as far as
+/// there is room: what is free may go to others in the same change.
+fn next_members<'a>(
+    known: &'a Group,
+    wishes: &'a Wishes,
+    room: &mut usize,
+) -> BTreeMap<MemberId, Next<'a>> {
     let mut members = BTreeMap::new();
     let staying = known.members.iter();
     for (id, member) in staying.filter(|(id, _)| !wishes.gone.contains(*id)) {
@@ -107,7 +146,11 @@ fn next_members<'a>(known: &'a Group, wishes: &'a Wishes) -> BTreeMap<MemberId, 
         let revoking: BTreeSet<TopicPartition> = member.revoking().collect();
         let given_up = wishes.given_up.get(id);
         let released = given_up.map(|given_up| revoking.intersection(given_up).copied());
-        change.release.extend(released.into_iter().flatten());
+        let released = released.into_iter().flatten();
+        change
+            .release
+            .extend(released.take(*room / PARTITION_BYTES));
+        *room -= change.release.len() * PARTITION_BYTES;
         let kept = revoking.iter().filter(|at| !change.release.contains(at));
         let next = Next {
             profile: profile.unwrap_or(&member.profile),

@@ -1,11 +1,11 @@
 //! What a coordinator knows of a group beside the image: when each member was last heard, who waits
 //! for an answer, and what is to change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use quorate_metadata::{Group, Member};
-use quorate_types::{GroupEpoch, InstanceId, MemberId};
+use quorate_types::{GroupEpoch, InstanceId, MemberId, TopicPartition};
 
 use crate::events::{ProposalId, RequestId};
 use crate::plan::Wishes;
@@ -27,6 +27,8 @@ pub(crate) struct Session {
     pub(crate) ends: Duration,
     /// Where it has not given up by then what it is to give up, nothing that it says counts any more.
     pub(crate) gives_up_by: Option<Duration>,
+    /// What it is to give up.
+    revoking: BTreeSet<TopicPartition>,
     /// It is told that it is no member: it is one only until the session that it was promised is over.
     pub(crate) refused: bool,
     /// It is not in the image yet: its session begins when it is.
@@ -51,8 +53,8 @@ pub(crate) struct Proposed {
 pub(crate) struct GroupState {
     pub(crate) sessions: BTreeMap<MemberId, Session>,
     pub(crate) wishes: Wishes,
-    /// Members that leave and wait for the answer.
-    pub(crate) leaving: BTreeMap<MemberId, RequestId>,
+    /// Members that leave and wait for the answer, each until then.
+    pub(crate) leaving: BTreeMap<MemberId, (RequestId, Duration)>,
     pub(crate) proposed: Option<Proposed>,
     /// After a proposal without an outcome.
     pub(crate) not_before: Duration,
@@ -86,12 +88,7 @@ impl GroupState {
             if std::mem::take(&mut session.joining) {
                 session.ends = now + session_timeout(member);
             }
-            let revoking = member.revoking().next().is_some();
-            let limit = Duration::from_millis(member.profile.rebalance_timeout_ms.into());
-            session.gives_up_by = match session.gives_up_by {
-                Some(by) if revoking => Some(by),
-                _ => revoking.then_some(now + limit),
-            };
+            session.follow(member, now);
         }
         let wishes = &mut self.wishes;
         wishes.gone.retain(|id| group.members.contains_key(id));
@@ -119,6 +116,12 @@ impl GroupState {
             || session.is_some_and(|of| of.refused || of.ends <= now || of.is_late(now))
     }
 
+    /// Whether somebody else is about to join under an instance id.
+    pub(crate) fn is_joining_as(&self, instance: &InstanceId, but: &MemberId) -> bool {
+        let mut profiles = self.wishes.profiles.iter();
+        profiles.any(|(id, profile)| id != but && profile.instance.as_ref() == Some(instance))
+    }
+
     /// Who is known under an instance id.
     pub(crate) fn of_instance<'a>(group: &'a Group, instance: &InstanceId) -> Option<&'a MemberId> {
         let mut members = group.members.iter();
@@ -140,11 +143,25 @@ impl Session {
         Self {
             ends,
             gives_up_by: None,
+            revoking: BTreeSet::new(),
             refused: false,
             joining: false,
             away: false,
             poll: None,
         }
+    }
+
+    /// What it is to give up it has the rebalance timeout for, anew each time that it has given
+    /// something up: what was revoked later is not to be given up sooner.
+    fn follow(&mut self, member: &Member, now: Duration) {
+        let revoking: BTreeSet<TopicPartition> = member.revoking().collect();
+        let goes_on = !revoking.is_empty() && self.revoking.is_subset(&revoking);
+        let limit = Duration::from_millis(member.profile.rebalance_timeout_ms.into());
+        self.gives_up_by = match self.gives_up_by {
+            Some(by) if goes_on => Some(by),
+            _ => (!revoking.is_empty()).then_some(now + limit),
+        };
+        self.revoking = revoking;
     }
 
     /// When something is to be done about it, at the latest.

@@ -22,7 +22,7 @@ use crate::{
 const TOPIC: TopicId = TopicId::from_bytes([1; 16]);
 const SESSION: Duration = Duration::from_secs(10);
 
-fn group() -> GroupId {
+pub(crate) fn group() -> GroupId {
     GroupId::new("g").unwrap()
 }
 
@@ -30,7 +30,7 @@ fn member(name: &str) -> MemberId {
     MemberId::new(name).unwrap()
 }
 
-fn profile() -> MemberProfile {
+pub(crate) fn profile() -> MemberProfile {
     MemberProfile {
         instance: None,
         client_id: String::new(),
@@ -51,20 +51,22 @@ struct Program {
     keeps: bool,
 }
 
-struct World {
-    image: Arc<MetadataImage>,
+pub(crate) struct World {
+    pub(crate) image: Arc<MetadataImage>,
+    /// Bytes of the largest entry so far.
+    pub(crate) largest: usize,
     now: Duration,
     contact: Duration,
     coordinators: BTreeMap<NodeId, Coordinator>,
     /// What is proposed waits here, by whom, while set.
-    held: Option<Vec<(NodeId, Action)>>,
-    answers: BTreeMap<RequestId, Result<Answer, GroupError>>,
+    pub(crate) held: Option<Vec<(NodeId, Action)>>,
+    pub(crate) answers: BTreeMap<RequestId, Result<Answer, GroupError>>,
     requests: u64,
     programs: BTreeMap<MemberId, Program>,
 }
 
 impl World {
-    fn new(partitions: u32, timing: GroupTiming) -> Self {
+    pub(crate) fn new(partitions: u32, timing: GroupTiming) -> Self {
         let now = Duration::from_secs(100);
         let coordinator = |id| {
             let node = NodeId::new(id);
@@ -72,6 +74,7 @@ impl World {
         };
         let mut world = Self {
             image: Arc::new(MetadataImage::new()),
+            largest: 0,
             now,
             contact: now,
             coordinators: (1..=2).map(coordinator).collect(),
@@ -87,7 +90,7 @@ impl World {
         world
     }
 
-    fn create(&mut self, name: &str, topic_id: TopicId, partitions: u32) {
+    pub(crate) fn create(&mut self, name: &str, topic_id: TopicId, partitions: u32) {
         self.apply(Command::CreateTopic(CreateTopic {
             name: TopicName::new(name).unwrap(),
             topic_id,
@@ -152,6 +155,7 @@ impl World {
             time: Timestamp::from_millis(self.now.as_millis() as i64),
             commands: vec![command],
         };
+        self.largest = self.largest.max(envelope.encode().len());
         let term = Term::new(1);
         let mut image = MetadataImage::clone(&self.image);
         let outcome = image
@@ -195,7 +199,7 @@ impl World {
         }
     }
 
-    fn carry_out(&mut self, node: NodeId, action: Action) {
+    pub(crate) fn carry_out(&mut self, node: NodeId, action: Action) {
         match action {
             Action::Answer { request, result } => {
                 assert!(self.answers.insert(request, result).is_none(), "once");
@@ -229,7 +233,7 @@ impl World {
         self.image.coordinator(&group()).coordinator.unwrap()
     }
 
-    fn send(&mut self, beat: Heartbeat) -> RequestId {
+    pub(crate) fn send(&mut self, beat: Heartbeat) -> RequestId {
         self.send_to(self.coordinator(), beat)
     }
 
@@ -242,7 +246,7 @@ impl World {
         request
     }
 
-    fn beat_of(&self, name: &str) -> Heartbeat {
+    pub(crate) fn beat_of(&self, name: &str) -> Heartbeat {
         let program = self.programs.get(&member(name));
         Heartbeat {
             group: group(),
@@ -258,7 +262,7 @@ impl World {
     }
 
     /// One heartbeat of a member, whose program does what the answer says.
-    fn beat(&mut self, name: &str) -> Result<Answer, GroupError> {
+    pub(crate) fn beat(&mut self, name: &str) -> Result<Answer, GroupError> {
         let request = self.send(self.beat_of(name));
         let result = self.answers.remove(&request).expect("answered at once");
         match &result {
@@ -280,7 +284,7 @@ impl World {
         result
     }
 
-    fn settle(&mut self, names: &[&str]) {
+    pub(crate) fn settle(&mut self, names: &[&str]) {
         for _ in 0..6 {
             self.pass(Duration::from_millis(100));
             for name in names {
@@ -300,12 +304,12 @@ impl World {
         }
     }
 
-    fn owned(&self, names: &[&str]) -> Vec<usize> {
+    pub(crate) fn owned(&self, names: &[&str]) -> Vec<usize> {
         let of = |name: &&str| self.programs[&member(name)].owned.len();
         names.iter().map(of).collect()
     }
 
-    fn members(&self) -> usize {
+    pub(crate) fn members(&self) -> usize {
         self.image
             .group(&group())
             .map_or(0, |group| group.members.len())
@@ -669,6 +673,103 @@ fn a_topic_that_grows_or_comes_later_is_shared_out() {
     assert_eq!(group.owners.len(), 2);
     let at = TopicPartition::new(TOPIC, PartitionId::new(0));
     assert_eq!(group.owners.get(&at), Some(&member("a")));
+}
+
+#[test]
+fn who_a_member_is_and_its_session_do_not_change_while_it_lives() {
+    let mut world = World::new(2, GroupTiming::default());
+    world.beat("a").unwrap();
+    let before = world.image.group(&group()).unwrap().clone();
+    let mut other = world.beat_of("a");
+    let said = other.profile.as_mut().unwrap();
+    said.client_host = "127.0.0.2".to_owned();
+    said.instance = Some(InstanceId::new("i").unwrap());
+    // An answer that promised the longer one would be believed beyond the session here.
+    said.session_timeout_ms *= 10;
+    world.send(other);
+    assert_eq!(world.image.group(&group()), Some(&before));
+}
+
+#[test]
+fn what_is_revoked_later_is_not_to_be_given_up_sooner() {
+    let mut world = World::new(6, GroupTiming::default());
+    world.beat("a").unwrap();
+    world.programs.get_mut(&member("a")).unwrap().keeps = true;
+    world.beat("b").unwrap();
+    let hold = |world: &mut World, others: &[&str]| {
+        world.pass(Duration::from_secs(1));
+        for name in others {
+            world.beat(name).unwrap();
+        }
+        world.beat("a")
+    };
+    for _ in 0..15 {
+        hold(&mut world, &["b"]).unwrap();
+    }
+    // More of its six are to move; then it gives up one.
+    world.beat("c").unwrap();
+    hold(&mut world, &["b", "c"]).unwrap();
+    let known = Arc::clone(&world.image.group(&group()).unwrap().members[&member("a")]);
+    let revoking: Vec<_> = known.revoking().collect();
+    assert!(revoking.len() > 3, "{revoking:?}");
+    let program = world.programs.get_mut(&member("a")).unwrap();
+    program.owned.remove(&revoking[0]);
+    for _ in 0..15 {
+        hold(&mut world, &["b", "c"]).unwrap();
+    }
+    assert!((0..10).any(|_| hold(&mut world, &["b", "c"]).is_err()));
+}
+
+#[test]
+fn two_that_join_under_one_instance_id_at_once_are_one() {
+    let mut world = World::new(2, GroupTiming::default());
+    let join = |world: &mut World, name| {
+        let mut beat = world.beat_of(name);
+        beat.profile.as_mut().unwrap().instance = Some(InstanceId::new("i").unwrap());
+        world.send(beat)
+    };
+    // The first is not decided yet.
+    world.held = Some(Vec::new());
+    join(&mut world, "a");
+    let second = join(&mut world, "b");
+    let refused = world.answers.remove(&second);
+    assert_eq!(refused, Some(Err(GroupError::UnreleasedInstance)));
+    // Said again it is the same.
+    join(&mut world, "a");
+    for (node, action) in world.held.take().unwrap() {
+        world.carry_out(node, action);
+    }
+    assert_eq!(world.members(), 1);
+}
+
+#[test]
+fn who_leaves_while_the_quorum_does_not_decide_is_told_so() {
+    let mut world = World::new(2, GroupTiming::default());
+    world.beat("a").unwrap();
+    world.held = Some(Vec::new());
+    let leave = Heartbeat {
+        leave: Leave::ForGood,
+        ..world.beat_of("a")
+    };
+    let request = world.send(leave);
+    world.pass(Duration::from_secs(4));
+    assert!(!world.answers.contains_key(&request));
+    world.pass(Duration::from_secs(2));
+    let undecided = world.answers.remove(&request);
+    assert_eq!(undecided, Some(Err(GroupError::Undecided)));
+}
+
+#[test]
+fn a_node_that_stood_still_ends_nobodys_session_whatever_comes_first() {
+    let mut world = World::new(2, GroupTiming::default());
+    world.beat("a").unwrap();
+    world.now += SESSION * 2;
+    world.contact = world.now;
+    // An image before time passes.
+    world.create("u", TopicId::from_bytes([2; 16]), 1);
+    world.pass(Duration::from_millis(100));
+    world.beat("a").unwrap();
+    assert_eq!(world.members(), 1);
 }
 
 #[test]

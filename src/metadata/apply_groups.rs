@@ -183,7 +183,9 @@ impl Change<'_> {
             if !group.members.is_empty() {
                 return Err(ErrorCode::NonEmptyGroup);
             }
-            // Its offsets are kept for some time after the last that came.
+            // Its offsets are kept for some time after the last that came: whoever proposed that it goes had
+            // not seen them.
+            group.epoch = group.epoch.next();
             group.empty_since = Some(self.time);
             let group = Arc::new(group);
             self.image.groups.insert(commit.group.clone(), group);
@@ -210,6 +212,10 @@ impl Change<'_> {
         }
         let mut order = None;
         if let Some((by, member)) = by {
+            // With it would go the order of its commits.
+            if commit.offset.is_none() {
+                return Err(ErrorCode::InvalidRequest);
+            }
             let owned = member.owned.get(&partition);
             let owned = owned.ok_or(ErrorCode::PartitionNotOwned)?;
             if by.epoch < owned.since && !self.planted.any_member_epoch {

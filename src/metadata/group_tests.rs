@@ -255,6 +255,36 @@ fn a_commit_counts_for_its_owner_only_and_in_its_order() {
 }
 
 #[test]
+fn a_member_takes_no_commit_back() {
+    let mut cluster = cluster();
+    cluster.alter_group(vec![joins("a", &[P0])], &[]);
+    assert_eq!(cluster.commit(Some(("a", 1, 1)), P0, 10), None);
+    // A late repeat of the first would come back.
+    let mut back = commit(&cluster.image, Some(("a", 1, 2)), P0, 0);
+    back.offsets[0].offset = None;
+    let commits = vec![back];
+    let refused = only(cluster.run(Command::CommitOffsets { commits }));
+    assert_eq!(refused, Some(ErrorCode::InvalidRequest));
+    assert_eq!(cluster.committed(P0), Some(10));
+}
+
+#[test]
+fn a_group_whose_offsets_have_changed_since_is_not_deleted() {
+    let mut cluster = cluster();
+    assert_eq!(cluster.commit(None, P0, 4), None);
+    let delete = AlterGroup {
+        delete: true,
+        ..alter(&cluster.image, Vec::new(), &[])
+    };
+    // Reset from outside while the coordinator finds that its time is over.
+    assert_eq!(cluster.commit(None, P0, 9), None);
+    let changes = vec![delete];
+    let refused = only(cluster.run(Command::AlterGroups { changes }));
+    assert_eq!(refused, Some(ErrorCode::StaleGroupEpoch));
+    assert_eq!(cluster.committed(P0), Some(9));
+}
+
+#[test]
 fn another_coordinator_is_another_epoch_and_the_former_one_changes_nothing() {
     let mut cluster = cluster();
     cluster.alter_group(vec![joins("a", &[P0])], &[]);

@@ -570,7 +570,12 @@ fn command(cluster: &Cluster, (what, id, life, pick): (u8, u32, u64, u8)) -> Com
     }
 }
 
-fn check(old: &MetadataImage, new: &MetadataImage) {
+fn check(old: &MetadataImage, new: &MetadataImage, command: &Command) {
+    // R13: it is not sure any more of what it had.
+    let damaged = match command {
+        Command::ReportReplicaDamaged { node, .. } => Some(*node),
+        _ => None,
+    };
     for (id, now) in new.partitions() {
         if let Some(leader) = now.leader {
             assert!(now.isr.contains(&leader), "the leader is in the ISR");
@@ -602,7 +607,9 @@ fn check(old: &MetadataImage, new: &MetadataImage) {
                         && broker(old).is_some_and(|broker| broker.state != BrokerState::Fenced)
                 };
                 assert!(
-                    sure.all(|node| !lives(&node) || now.leader == Some(*node)),
+                    sure.all(|node| {
+                        !lives(&node) || now.leader == Some(*node) || damaged == Some(*node)
+                    }),
                     "R7"
                 );
             }
@@ -611,6 +618,23 @@ fn check(old: &MetadataImage, new: &MetadataImage) {
             assert!(now.leader == before.leader || now.leader_epoch > before.leader_epoch);
         }
     }
+}
+
+#[test]
+fn where_the_last_sure_replica_is_damaged_a_topic_that_allows_it_goes_on_uncleanly() {
+    let mut cluster = Cluster::of_three();
+    cluster.run(create("t", TOPIC, 1, 3));
+    cluster.run(settings(&[("unclean.leader.election.enable", "true")], &[]));
+    let steps = [(4, 2), (10, 1), (10, 3)];
+    for (what, id) in steps {
+        let command = command(&cluster, (what, id, 0, 0));
+        let before = cluster.image.clone();
+        cluster.run(command.clone());
+        check(&before, &cluster.image, &command);
+    }
+    let now = cluster.image.partition(&P0).unwrap();
+    assert_eq!((now.leader, &now.isr[..]), (Some(node(1)), &[node(1)][..]));
+    assert_eq!(now.unclean_epoch, Some(now.leader_epoch));
 }
 
 proptest! {
@@ -623,11 +647,11 @@ proptest! {
         let start = MetadataImage::new();
         for (n, step) in steps.into_iter().enumerate() {
             let command = command(&cluster, step);
-            let envelope = cluster.envelope(vec![command]);
+            let envelope = cluster.envelope(vec![command.clone()]);
             let at = cluster.at();
             let before = cluster.image.clone();
             cluster.image.apply(&envelope, at);
-            check(&before, &cluster.image);
+            check(&before, &cluster.image, &command);
             if n == cut {
                 other = MetadataImage::decode(&other.encode()).unwrap();
             }

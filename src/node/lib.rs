@@ -9,6 +9,8 @@ mod client_group_tests;
 mod error;
 mod figures;
 #[cfg(test)]
+mod group_page_tests;
+#[cfg(test)]
 mod group_tests;
 #[cfg(test)]
 mod image_tests;
@@ -16,6 +18,8 @@ mod node;
 #[cfg(test)]
 mod overload_tests;
 mod serve;
+#[cfg(test)]
+mod subscribe_tests;
 #[cfg(test)]
 mod tests;
 

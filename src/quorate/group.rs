@@ -237,6 +237,7 @@ mod tests {
                 lag: Some(4),
                 ..v1::GroupOffset::default()
             }],
+            more: false,
         }
     }
 

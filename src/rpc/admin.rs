@@ -23,6 +23,8 @@ const DECIDE: Duration = Duration::from_secs(10);
 const SEE: Duration = Duration::from_secs(5);
 /// How long a leader is asked for its high watermark.
 const ASK: Duration = Duration::from_secs(1);
+/// So many of them at a time.
+const ASKED: usize = 64;
 /// The replication factor of a topic that asks for none, where there are as many brokers.
 const REPLICATION_FACTOR: usize = 3;
 
@@ -140,7 +142,7 @@ impl Edge {
         topic: &Topic,
         numbers: impl Iterator<Item = i32>,
     ) -> Vec<Option<i64>> {
-        let asked = numbers.map(|number| {
+        let asked = |number: i32| {
             let id = TopicPartition::new(topic.id, PartitionId::new(number.unsigned_abs()));
             let local = self
                 .broker()
@@ -160,8 +162,13 @@ impl Edge {
                 let answer = timeout(ASK, self.list_offset(request, false)).await;
                 answer.ok()?.ok()?.offset
             }
-        });
-        join_all(asked).await
+        };
+        let numbers: Vec<i32> = numbers.collect();
+        let mut known = Vec::with_capacity(numbers.len());
+        for some in numbers.chunks(ASKED) {
+            known.extend(join_all(some.iter().copied().map(asked)).await);
+        }
+        known
     }
 }
 

@@ -5,6 +5,7 @@
 mod describe;
 mod heartbeat;
 mod offsets;
+mod pages;
 
 use std::pin::Pin;
 use std::time::Duration;

@@ -9,6 +9,8 @@ use crate::error::ErrorInfo;
 
 /// Topics of one subscription at most.
 pub const SUBSCRIPTION_TOPICS: usize = 1_000;
+/// What their names take: every node keeps them in memory.
+const SUBSCRIPTION_BYTES: usize = 64 << 10;
 /// The longest text that a program may call itself, in bytes.
 const CLIENT_ID: usize = 249;
 
@@ -46,12 +48,15 @@ pub fn instance_id(name: Option<&str>) -> Result<Option<InstanceId>, ErrorInfo> 
 /// Reads what a program calls itself.
 ///
 /// # Errors
-/// `INVALID_REQUEST` where it is too long.
+/// `INVALID_REQUEST` where it is too long, or has control characters: it is shown on terminals.
 pub fn client_id(name: &str) -> Result<String, ErrorInfo> {
     if name.len() > CLIENT_ID {
         let length = name.len();
         let message = format!("client_id has at most {CLIENT_ID} bytes, this one has {length}");
         return Err(invalid(message));
+    }
+    if name.chars().any(char::is_control) {
+        return Err(invalid("client_id has control characters"));
     }
     Ok(name.to_owned())
 }
@@ -82,8 +87,8 @@ pub fn assignor_to_proto(assignor: Assignor) -> v1::Assignor {
 /// Reads the topics of a subscription, existing or not.
 ///
 /// # Errors
-/// `INVALID_REQUEST` for none, or more than [`SUBSCRIPTION_TOPICS`]; `INVALID_TOPIC` for an illegal
-/// name.
+/// `INVALID_REQUEST` for none, for more than [`SUBSCRIPTION_TOPICS`], or for more than 64 KiB of names;
+/// `INVALID_TOPIC` for an illegal name.
 pub fn subscription(names: &[String]) -> Result<BTreeSet<TopicName>, ErrorInfo> {
     if names.is_empty() {
         return Err(invalid(
@@ -94,6 +99,12 @@ pub fn subscription(names: &[String]) -> Result<BTreeSet<TopicName>, ErrorInfo> 
         return Err(invalid(format!(
             "{} topics: a member reads {SUBSCRIPTION_TOPICS} at most",
             names.len()
+        )));
+    }
+    let bytes: usize = names.iter().map(String::len).sum();
+    if bytes > SUBSCRIPTION_BYTES {
+        return Err(invalid(format!(
+            "names of topics of {bytes} bytes: a member's take {SUBSCRIPTION_BYTES} at most"
         )));
     }
     let name = |name: &String| {
@@ -126,6 +137,8 @@ mod tests {
             client_id(&long).map_err(code),
             Err(ErrorCode::InvalidRequest)
         );
+        let control = client_id("a\u{1b}[2J").map_err(code);
+        assert_eq!(control, Err(ErrorCode::InvalidRequest));
         assert!(client_id("").is_ok());
         assert_eq!(
             assignor(2).map_err(code),
@@ -144,5 +157,8 @@ mod tests {
         let names: Vec<String> = (0..=SUBSCRIPTION_TOPICS).map(|n| format!("t{n}")).collect();
         assert_eq!(code(&names), Err(ErrorCode::InvalidRequest));
         assert!(code(&names[1..]).is_ok());
+        let long: Vec<String> = (0..300).map(|n| format!("{n:0>249}")).collect();
+        assert_eq!(code(&long), Err(ErrorCode::InvalidRequest));
+        assert!(code(&long[..200]).is_ok());
     }
 }

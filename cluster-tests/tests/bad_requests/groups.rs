@@ -228,13 +228,16 @@ pub(crate) async fn of_no_group(node: &Endpoint) {
         "GROUP_ID_NOT_FOUND",
         "there is no group",
     );
-    let described = client.describe(v1::DescribeGroupRequest { group: group() });
+    let described = client.describe(v1::DescribeGroupRequest {
+        group: group(),
+        ..Default::default()
+    });
     missing.check("describe", described.await);
     let deleted = client.delete(v1::DeleteGroupRequest { group: group() });
     missing.check("delete", deleted.await);
     let fetched = client.fetch_offsets(v1::FetchOffsetsRequest {
         group: group(),
-        partitions: Vec::new(),
+        ..Default::default()
     });
     assert_eq!(fetched.await.unwrap().into_inner().offsets, []);
 }

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::commit::{AT_ONCE, OffsetToCommit, until_taken};
 use super::coordinator::Coordinator;
+use super::start;
 use crate::client::{Client, MESSAGE_BYTES};
 use crate::error::ClientError;
 
@@ -60,12 +61,26 @@ impl Client {
         group: &str,
     ) -> Result<v1::DescribeGroupResponse, ClientError> {
         let (coordinator, deadline) = self.coordinator();
-        let request = v1::DescribeGroupRequest {
+        let mut request = v1::DescribeGroupRequest {
             group: group.to_owned(),
+            ..v1::DescribeGroupRequest::default()
         };
         let call =
             |mut groups: GroupsClient<_>, request| async move { groups.describe(request).await };
-        coordinator.until(&request, ONE_TRY, deadline, call).await
+        let mut told = coordinator.until(&request, ONE_TRY, deadline, call).await?;
+        while told.more {
+            request.after_member = told.members.last().map(|last| last.member_id.clone());
+            request.after_partition = told.offsets.last().map(|last| v1::PartitionPlace {
+                topic_id: last.topic_id.clone(),
+                partition: last.partition,
+            });
+            let page = coordinator.until(&request, ONE_TRY, deadline, call).await?;
+            // Whoever answers goes on behind, or the pages would never end.
+            told.more = page.more && !(page.members.is_empty() && page.offsets.is_empty());
+            told.members.extend(page.members);
+            told.offsets.extend(page.offsets);
+        }
+        Ok(told)
     }
 
     /// Deletes a group without members, with its offsets.
@@ -99,15 +114,7 @@ impl Client {
         group: &str,
     ) -> Result<Vec<v1::CommittedOffset>, ClientError> {
         let (coordinator, deadline) = self.coordinator();
-        let request = v1::FetchOffsetsRequest {
-            group: group.to_owned(),
-            partitions: Vec::new(),
-        };
-        let call = |mut groups: GroupsClient<_>, request| async move {
-            groups.fetch_offsets(request).await
-        };
-        let answer = coordinator.until(&request, ONE_TRY, deadline, call).await?;
-        Ok(answer.offsets)
+        start::committed(&coordinator, group, Vec::new(), deadline).await
     }
 
     /// Changes what a group has committed, from outside: only while it has no members. A group that

@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::commit::{self, OffsetToCommit};
 use super::coordinator::Coordinator;
 use super::member::Held;
-use super::options::GroupOptions;
+use super::options::{GroupOptions, check_topics};
 use super::session::{self, Shared};
 use super::start::{self, Begin};
 use crate::client::Client;
@@ -225,6 +225,21 @@ impl GroupConsumer {
     /// [`ClientError::Invalid`] where the member has not.
     pub fn resume(&mut self, partition: &TopicPartition) -> Result<(), ClientError> {
         self.consumer.resume(partition)
+    }
+
+    /// Reads these topics from now on instead of those before. What it has of others it is told to give
+    /// up, and what falls to it of new ones is told, both by [`Self::poll`].
+    ///
+    /// # Errors
+    /// [`ClientError::Invalid`] for none, and for illegal names; nothing is changed then.
+    pub fn subscribe<T: Into<String>>(
+        &mut self,
+        topics: impl IntoIterator<Item = T>,
+    ) -> Result<(), ClientError> {
+        let topics: Vec<String> = topics.into_iter().map(Into::into).collect();
+        check_topics(&topics)?;
+        self.shared.subscribe(topics);
+        Ok(())
     }
 
     /// What the member reads, and how far it is: the offset after what was returned.

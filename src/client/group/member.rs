@@ -4,7 +4,8 @@
 //! - What was taken stays in the heartbeats until it is given up, also where it was revoked.
 //! - A partition that was revoked once is given up before it is read again, also where the coordinator
 //!   thinks better of it: records of it may have been passed over.
-//! - Who has had no answer to a heartbeat that was sent within the session timeout has nothing.
+//! - Who has had no answer to a heartbeat that was sent within the session timeout, less a part for
+//!   clocks that differ, has nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -18,6 +19,9 @@ use crate::consumer::TopicPartition;
 
 /// Before the coordinator has said otherwise.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// A clock may go by so much of a session slower than the coordinator's: an eighth, as it reckons for
+/// former coordinators, too.
+const DRIFT: u32 = 8;
 /// So many heartbeats fit into a session, at least: one may be lost.
 const BEATS: u32 = 3;
 
@@ -155,7 +159,7 @@ impl Member {
         let session = Duration::from_millis(answer.session_timeout_ms.into());
         let interval = Duration::from_millis(answer.heartbeat_interval_ms.into());
         self.interval = interval.min(session / BEATS).max(Duration::from_millis(1));
-        self.ends = Some(sent + session);
+        self.ends = Some(sent + session - session / DRIFT);
         self.epoch = answer.member_epoch;
         let before = self.revoked.len();
         self.revoked
@@ -291,8 +295,9 @@ mod tests {
         member.answered(sent, &answer(1, &[0])).unwrap();
         assert_eq!(member.interval(), SESSION / BEATS);
         let taken = member.take();
-        assert!(!member.expire(sent + SESSION - Duration::from_millis(1), || "b".into()));
-        assert!(member.expire(sent + SESSION, || "b".into()));
+        let ends = sent + SESSION - SESSION / DRIFT;
+        assert!(!member.expire(ends - Duration::from_millis(1), || "b".into()));
+        assert!(member.expire(ends, || "b".into()));
         assert!(!member.may_read(&taken[0]));
         assert_eq!((member.id(), member.epoch()), ("b", 0));
         assert_eq!(numbers(&member.take_lost()), [0]);

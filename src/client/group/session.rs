@@ -27,6 +27,9 @@ const JOINING: Duration = Duration::from_secs(1);
 /// What the heartbeats and the consumer share.
 pub(super) struct Shared {
     pub(super) options: GroupOptions,
+    /// What the member says of itself, now. In every heartbeat: a change that was answered can be lost
+    /// with its coordinator.
+    profile: Mutex<v1::MemberProfile>,
     pub(super) coordinator: Coordinator,
     pub(super) member: Mutex<Member>,
     /// For the consumer: what the member may read has changed.
@@ -38,16 +41,12 @@ pub(super) struct Shared {
     last_commit: AtomicU64,
 }
 
-/// The end of a life, seen by the coordinator.
+/// The end of a life, seen by the coordinator. `FENCED_MEMBER_EPOCH` is none: who says so has not seen
+/// yet what the member was told, and whether its session ends is seen without it.
 pub(super) fn is_lost(error: &ClientError) -> bool {
     matches!(
         error.code(),
-        Some(
-            ErrorCode::UnknownMemberId
-                | ErrorCode::GroupIdNotFound
-                | ErrorCode::FencedMemberEpoch
-                | ErrorCode::FencedInstanceId
-        )
+        Some(ErrorCode::UnknownMemberId | ErrorCode::GroupIdNotFound | ErrorCode::FencedInstanceId)
     )
 }
 
@@ -59,6 +58,7 @@ pub(super) fn draw() -> String {
 impl Shared {
     pub(super) fn new(options: GroupOptions, coordinator: Coordinator) -> Self {
         Self {
+            profile: Mutex::new(options.profile()),
             options,
             coordinator,
             member: Mutex::new(Member::new(draw())),
@@ -72,6 +72,12 @@ impl Shared {
     /// Orders a commit behind all before.
     pub(super) fn next_commit(&self) -> u64 {
         self.last_commit.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Reads other topics from the next heartbeat on, which goes at once.
+    pub(super) fn subscribe(&self, topics: Vec<String>) {
+        self.profile.lock().topics = topics;
+        self.hurry.notify_one();
     }
 
     /// Ends the member's life where its session is over.
@@ -89,7 +95,7 @@ impl Shared {
             group: self.options.group.clone(),
             member_id: member.id().to_owned(),
             member_epoch: member.epoch(),
-            profile: joins.then(|| self.options.profile()),
+            profile: Some(self.profile.lock().clone()),
             owned: member.owned(),
             leave: v1::Leave::No.into(),
             max_wait_ms: millis(member.interval()),
@@ -97,10 +103,13 @@ impl Shared {
         Beat {
             request,
             life: member.life(),
-            patience: if joins {
-                JOIN
-            } else {
-                member.interval() + GRACE
+            // One that is lost leaves time for another in the session.
+            patience: match member.ends() {
+                Some(ends) if !joins => {
+                    let half = ends.saturating_duration_since(Instant::now()) / 2;
+                    half.max(member.interval()).min(member.interval() + GRACE)
+                }
+                _ => JOIN,
             },
             wait: member.interval(),
             ends: member.ends(),
@@ -208,7 +217,9 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 shared.lose(beat.life);
                 backoff.next()
             }
-            Err(error) if error.is_retriable() => {
+            Err(error)
+                if error.is_retriable() || error.code() == Some(ErrorCode::FencedMemberEpoch) =>
+            {
                 tracing::debug!(group = shared.options.group, %error, "no heartbeat");
                 backoff.next()
             }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use quorate_proto::v1;
+use quorate_proto::v1::groups_client::GroupsClient;
 use quorate_proto::v1::list_offsets_request::{Earliest, Latest, Position};
 use quorate_types::{LeaderEpoch, Offset, TopicId};
 use tokio::time::Instant;
@@ -38,7 +39,7 @@ pub(super) async fn find(
     start: StartPosition,
     wanted: Vec<Held>,
 ) -> Result<Vec<(Held, Begin)>, ClientError> {
-    let committed = committed(coordinator, group, &wanted).await?;
+    let committed = begins(coordinator, group, &wanted).await?;
     let begin = |held: Held| {
         let known = committed.get(&(held.topic_id, held.partition.to_signed()));
         let known = known.copied();
@@ -58,23 +59,44 @@ pub(super) async fn find(
     found.try_collect().await
 }
 
-async fn committed(
+/// What a group has committed of these partitions; of none: of all.
+pub(super) async fn committed(
+    coordinator: &Coordinator,
+    group: &str,
+    partitions: Vec<v1::TopicPartitions>,
+    deadline: Instant,
+) -> Result<Vec<v1::CommittedOffset>, ClientError> {
+    let mut request = v1::FetchOffsetsRequest {
+        group: group.to_owned(),
+        partitions,
+        after: None,
+    };
+    let call =
+        |mut groups: GroupsClient<_>, request| async move { groups.fetch_offsets(request).await };
+    let mut offsets: Vec<v1::CommittedOffset> = Vec::new();
+    loop {
+        let page = coordinator.until(&request, ONE_TRY, deadline, call).await?;
+        // Whoever answers goes on behind, or the pages would never end.
+        let more = page.more && !page.offsets.is_empty();
+        offsets.extend(page.offsets);
+        if !more {
+            return Ok(offsets);
+        }
+        request.after = offsets.last().map(|last| v1::PartitionPlace {
+            topic_id: last.topic_id.clone(),
+            partition: last.partition,
+        });
+    }
+}
+
+async fn begins(
     coordinator: &Coordinator,
     group: &str,
     wanted: &[Held],
 ) -> Result<BTreeMap<(TopicId, i32), Begin>, ClientError> {
-    let request = v1::FetchOffsetsRequest {
-        group: group.to_owned(),
-        partitions: by_topic(wanted),
-    };
     let deadline = Instant::now() + coordinator.client().options().call_timeout;
-    let answer = coordinator.until(
-        &request,
-        ONE_TRY,
-        deadline,
-        |mut groups, request| async move { groups.fetch_offsets(request).await },
-    );
-    let each = answer.await?.offsets.into_iter().map(|committed| {
+    let offsets = committed(coordinator, group, by_topic(wanted), deadline).await?;
+    let each = offsets.into_iter().map(|committed| {
         let wrong = |why: String| ClientError::Protocol(format!("a committed offset: {why}"));
         let topic_id = TopicId::from_slice(&committed.topic_id);
         let topic_id = topic_id.ok_or_else(|| wrong("a topic id has 16 bytes".to_owned()))?;

@@ -9,7 +9,7 @@ use fake::groups::{Fate, Group, Told};
 use fake::log::Log;
 use fake::{DEADLINE, EPOCH, Known, LEADER, client_of};
 use quorate_client::{
-    Consumed, GroupConsumer, GroupEvent, GroupOptions, OffsetToCommit, StartPosition,
+    ClientError, Consumed, GroupConsumer, GroupEvent, GroupOptions, OffsetToCommit, StartPosition,
 };
 use quorate_proto::v1;
 use quorate_types::{ErrorCode, Offset, PartitionId};
@@ -177,6 +177,20 @@ async fn members_go_on_where_the_group_left_off() {
 }
 
 #[tokio::test]
+async fn committed_offsets_come_in_pages() {
+    let cluster = cluster(1, LONG, LONG * 10).await;
+    cluster.group.assign([0, 1, 2]);
+    cluster.group.change(|state| {
+        state.offsets = [(0, (1, 0)), (1, (4, 0)), (2, (7, 0))].into();
+    });
+    let mut consumer = cluster.join(cluster.options());
+    assert_eq!(assigned(&mut consumer).await, [(0, 1), (1, 4), (2, 7)]);
+    let all = client_of(cluster.ports[0]).committed_offsets("g").await;
+    let all = all.unwrap().into_iter();
+    assert_eq!(all.map(|of| of.offset).collect::<Vec<_>>(), [1, 4, 7]);
+}
+
+#[tokio::test]
 async fn who_hears_nothing_for_a_session_has_nothing_and_joins_anew() {
     let session = Duration::from_millis(600);
     let cluster = cluster(1, session / 3, session).await;
@@ -202,6 +216,33 @@ async fn who_hears_nothing_for_a_session_has_nothing_and_joins_anew() {
     cluster.group.change(|state| state.is_silent = false);
     assert_eq!(assigned(&mut consumer).await, [(0, 0)]);
     assert_ne!(consumer.member_id(), before);
+}
+
+#[tokio::test]
+async fn a_member_says_which_topics_it_reads_in_every_heartbeat() {
+    // An answered change can be lost with its coordinator.
+    let interval = Duration::from_millis(20);
+    let cluster = cluster(1, interval, LONG).await;
+    cluster.group.assign([0]);
+    let mut consumer = cluster.join(cluster.options());
+    assigned(&mut consumer).await;
+    for wrong in [vec![], vec!["not/legal"]] {
+        let refused = consumer.subscribe(wrong).unwrap_err();
+        assert!(matches!(refused, ClientError::Invalid(_)), "{refused}");
+    }
+    consumer.subscribe(["t", "u"]).unwrap();
+    let says = |told: &&Told| match told {
+        Told::Beat { topics, .. } => topics.as_deref() == Some(&["t".to_owned(), "u".to_owned()]),
+        _ => false,
+    };
+    let heard = |state: &fake::groups::State| state.told.iter().filter(says).count() >= 3;
+    cluster
+        .group
+        .until("both topics, time and again", heard)
+        .await;
+    let told = cluster.group.told();
+    let since = told.iter().skip_while(|told| !says(told));
+    assert!(since.clone().all(|told| says(&told)), "{told:?}");
 }
 
 #[tokio::test]

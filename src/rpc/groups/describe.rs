@@ -1,8 +1,10 @@
 //! Groups as the image has them, and how far their members have come.
 //!
-//! Bounds: groups of a page; topics whose leaders are asked at a time.
+//! Bounds: groups of a page; bytes of a page of members or partitions; topics whose leaders are asked
+//! at a time.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use futures::StreamExt;
 use futures::stream;
@@ -12,12 +14,15 @@ use quorate_types::{ErrorCode, GroupId, MemberId, TopicId, TopicPartition};
 use quorate_wire::ErrorInfo;
 use tonic::Status;
 
+use super::pages::{Page, place};
 use super::{Coordinated, FORWARD_GRACE, Repeat, by_topic};
 use crate::edge::{Edge, forward};
 use crate::status::to_status;
 
 /// Groups of one answer: some 300 bytes each at most.
 const PAGE: usize = 1_000;
+/// What a partition takes beside names and metadata: numbers, the topic's id, its reader's.
+const ROW: usize = 128;
 /// Topics whose leaders are asked at a time.
 const ASKED: usize = 8;
 
@@ -62,7 +67,6 @@ impl Edge {
         &self,
         request: &v1::ListGroupsRequest,
     ) -> Result<v1::ListGroupsResponse, ErrorInfo> {
-        use std::ops::Bound;
         let after = request.after.as_deref().map(quorate_wire::group_id);
         let from = match after.transpose()? {
             Some(after) => Bound::Excluded(after),
@@ -96,12 +100,32 @@ impl Edge {
                 message,
             )));
         };
-        let members = group.members.iter();
-        let members = members.map(|(id, member)| described(&image, id, member));
+        let told = |error: ErrorInfo| to_status(&error);
+        let after = request.after_partition.as_ref().map(place).transpose();
+        let after = after.map_err(told)?;
+        let last = request.after_member.as_deref();
+        let last = last
+            .map(quorate_wire::member_id)
+            .transpose()
+            .map_err(told)?;
+        let mut page = Page::default();
+        let mut members = Vec::new();
+        if after.is_none() {
+            let from = last.map_or(Bound::Unbounded, Bound::Excluded);
+            let others = group.members.range((from, Bound::Unbounded));
+            let others = others.map(|(id, member)| described(&image, id, member));
+            members.extend(page.take(others, prost::Message::encoded_len));
+        }
+        let offsets = if page.is_full() {
+            Vec::new()
+        } else {
+            self.group_lag(&image, &id, group, after, &mut page).await
+        };
         Ok(v1::DescribeGroupResponse {
             group: Some(summary(&image, &id, group)),
-            members: members.collect(),
-            offsets: self.group_lag(&image, &id, group).await,
+            members,
+            offsets,
+            more: page.is_full(),
         })
     }
 
@@ -112,13 +136,21 @@ impl Edge {
         image: &MetadataImage,
         id: &GroupId,
         group: &Group,
+        after: Option<TopicPartition>,
+        page: &mut Page,
     ) -> Vec<v1::GroupOffset> {
         let committed = image.offsets(id);
         let mut topics: BTreeMap<TopicId, Vec<TopicPartition>> = BTreeMap::new();
         let mut all: Vec<TopicPartition> = committed.keys().copied().collect();
         all.extend(group.owners.keys().copied());
+        all.retain(|at| after.is_none_or(|after| *at > after));
         all.sort();
         all.dedup();
+        let all = page.take(all.into_iter(), |at| {
+            let metadata = committed.get(at).map_or(0, |of| of.metadata.len());
+            let name = image.topic(at.topic_id).map(|topic| topic.name.as_str());
+            ROW + metadata + name.map_or(0, str::len)
+        });
         for at in all {
             topics.entry(at.topic_id).or_default().push(at);
         }

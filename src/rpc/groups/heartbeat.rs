@@ -106,6 +106,8 @@ impl Edge {
                 let within = beat
                     .wait
                     .min(self.broker().groups().timing().heartbeat_interval);
+                // Not kept while it waits.
+                drop(beat);
                 let mut onward = forward(request, within + FORWARD_GRACE * 2);
                 if let Ok(host) = MetadataValue::try_from(host) {
                     onward.metadata_mut().insert(CLIENT_HOST, host);
@@ -161,7 +163,8 @@ impl Edge {
         })
     }
 
-    /// What a member says that it has. Topics that there are not are not there to be had.
+    /// What a member says that it has. What there is not is not there to be had, and what the group has
+    /// given it is in the coordinator's image.
     pub(crate) fn owned(
         &self,
         owned: &[v1::TopicPartitions],
@@ -186,7 +189,8 @@ impl Edge {
             };
             for number in &of.partitions {
                 let number = Self::partition(*number)?;
-                partitions.extend(id.map(|id| TopicPartition::new(id, number)));
+                let at = id.map(|id| TopicPartition::new(id, number));
+                partitions.extend(at.filter(|at| image.partition(at).is_some()));
             }
         }
         Ok(partitions)

@@ -1,18 +1,22 @@
 //! What groups commit, and what they have committed.
 //!
-//! Bounds: offsets of a commit, and the metadata beside each.
+//! Bounds: offsets of a commit, and the metadata beside each; bytes of a page of them.
 
 use std::collections::BTreeSet;
+use std::ops::Bound;
+use std::sync::Arc;
 
 use quorate_broker::CommitCall;
-use quorate_metadata::{CommittedOffset, Committer, MetadataImage, OffsetToCommit};
+use quorate_metadata::{CommittedOffset, Committer, Member, MetadataImage, OffsetToCommit};
 use quorate_proto::v1;
 use quorate_types::{
-    CommitSeq, ErrorCode, GroupEpoch, LeaderEpoch, Offset, TopicId, TopicPartition,
+    CommitSeq, ErrorCode, GroupEpoch, GroupId, LeaderEpoch, MemberId, Offset, TopicId,
+    TopicPartition,
 };
 use quorate_wire::ErrorInfo;
 use tonic::Status;
 
+use super::pages::{Page, place};
 use super::{Coordinated, FORWARD_GRACE, Repeat};
 use crate::edge::{Edge, forward};
 use crate::status::{invalid, to_status};
@@ -69,6 +73,10 @@ impl Edge {
         let id = quorate_wire::group_id(&request.group).map_err(told)?;
         let timeout = self.timeout(request.timeout_ms);
         let by = committer(&request).map_err(told)?;
+        if by.is_some() && request.offsets.iter().any(|of| of.offset.is_none()) {
+            let message = "a member commits offsets: they are taken back once it has none any more";
+            return Err(told(ErrorInfo::new(ErrorCode::InvalidRequest, message)));
+        }
         let Read {
             offsets,
             places,
@@ -85,6 +93,22 @@ impl Edge {
                 self.there(&id, at, repeat, call).await
             }
             Coordinated::Here => {
+                let (mut offsets, mut places) = (offsets, places);
+                if let Some(member) = by.as_ref().and_then(|by| self.member(&id, &by.member)) {
+                    // Whoever has a partition was told so by an image that is not newer than this one.
+                    let owned =
+                        |offset: &OffsetToCommit| member.owned.contains_key(&offset.partition);
+                    let (own, other): (Vec<_>, Vec<_>) = offsets
+                        .into_iter()
+                        .zip(places)
+                        .partition(|(offset, _)| owned(offset));
+                    let other = other
+                        .iter()
+                        .filter_map(|(_, place)| request.offsets.get(*place));
+                    refused
+                        .extend(other.map(|of| refused_offset(of, ErrorCode::PartitionNotOwned)));
+                    (offsets, places) = own.into_iter().unzip();
+                }
                 if !offsets.is_empty() {
                     let call = CommitCall {
                         group: id.clone(),
@@ -103,6 +127,11 @@ impl Edge {
                 Ok(v1::CommitOffsetsResponse { refused })
             }
         }
+    }
+
+    fn member(&self, group: &GroupId, id: &MemberId) -> Option<Arc<Member>> {
+        let image = self.image();
+        image.group(group)?.members.get(id).cloned()
     }
 
     fn read_commit(&self, offsets: &[v1::OffsetToCommit]) -> Result<Read, ErrorInfo> {
@@ -174,6 +203,10 @@ impl Edge {
                 let image = self.broker().groups().fetch_offsets(&id).await;
                 let image = image.map_err(|error| to_status(&self.group_error(&id, &error)))?;
                 let wanted = self.wanted(&request.partitions).map_err(told)?;
+                let after = request.after.as_ref().map(place).transpose();
+                let after = after
+                    .map_err(told)?
+                    .map_or(Bound::Unbounded, Bound::Excluded);
                 let offsets = image.offsets(&id);
                 let is_wanted = |at: &TopicPartition| {
                     let any = |(topic, partitions): &(TopicId, BTreeSet<_>)| {
@@ -182,10 +215,13 @@ impl Edge {
                     };
                     wanted.is_empty() || wanted.iter().any(any)
                 };
-                let offsets = offsets.iter().filter(|(at, _)| is_wanted(at));
+                let offsets = offsets.range((after, Bound::Unbounded));
+                let offsets = offsets.filter(|(at, _)| is_wanted(at));
                 let offsets = offsets.filter_map(|(at, offset)| committed(&image, *at, offset));
+                let mut page = Page::default();
                 Ok(v1::FetchOffsetsResponse {
-                    offsets: offsets.collect(),
+                    offsets: page.take(offsets, prost::Message::encoded_len),
+                    more: page.is_full(),
                 })
             }
         }

@@ -24,6 +24,9 @@ const JOINING: Duration = Duration::from_secs(30);
 /// How long leaving is tried.
 pub(super) const LEAVING: Duration = Duration::from_secs(5);
 
+/// This node's clock may go by so much of a session slower than the coordinator's: an eighth.
+const DRIFT: u32 = 8;
+
 /// What became of a heartbeat.
 pub(super) struct Beaten {
     sent: Instant,
@@ -56,7 +59,8 @@ pub(super) struct Member {
     interval: Duration,
     session: Duration,
     backoff: Duration,
-    /// The first time.
+    /// How long joining is tried, and until when now.
+    joining: Duration,
     join_until: Option<Instant>,
     /// The heartbeat under way.
     pub(super) beat: Option<BoxFuture<'static, Beaten>>,
@@ -86,6 +90,7 @@ impl Member {
             interval: timing.heartbeat_interval,
             session,
             backoff: RETRY.0,
+            joining,
             join_until: Some(now + joining),
             beat: None,
             due: now,
@@ -99,7 +104,10 @@ impl Member {
         self.ends = None;
         self.beat = None;
         self.backoff = RETRY.0;
-        self.due = Instant::now();
+        let now = Instant::now();
+        // A client whose node is cut off is to try another one.
+        self.join_until = Some(now + self.joining);
+        self.due = now;
     }
 
     /// Something is to be said: not after the answer that is waited for. A join is waited for.
@@ -124,6 +132,7 @@ impl Member {
             group: join.group.clone(),
             member_id: self.id.clone(),
             member_epoch: self.epoch,
+            // It does not change.
             profile: joins.then(|| join.profile.clone()),
             owned: by_topic(&edge.image(), owned),
             leave: v1::Leave::No.into(),
@@ -131,9 +140,14 @@ impl Member {
         };
         let (edge, host) = (edge.clone(), host.to_owned());
         let sent = Instant::now();
+        // One that is lost leaves time for another in the session.
+        let patience = match self.ends {
+            Some(ends) => (ends.saturating_duration_since(sent) / 2).max(waits),
+            None => waits + ANSWER,
+        };
         self.beat = Some(Box::pin(async move {
             let asked = edge.group_heartbeat(request, &host, false);
-            let result = match timeout(waits + ANSWER, asked).await {
+            let result = match timeout(patience.min(waits + ANSWER), asked).await {
                 Ok(answer) => answer.map_err(|status| told(&status)),
                 Err(_elapsed) => {
                     let message = "the group's coordinator does not answer";
@@ -169,7 +183,7 @@ impl Member {
         self.session = Duration::from_millis(answer.session_timeout_ms.into());
         self.interval = Duration::from_millis(answer.heartbeat_interval_ms.into());
         self.join_until = None;
-        self.ends = Some(beaten.sent + self.session);
+        self.ends = Some(beaten.sent + self.session - self.session / DRIFT);
         // Where the coordinator lets nobody wait, it is not asked on and on.
         let early = !news && beaten.waited < self.interval / 2;
         self.due = if early {

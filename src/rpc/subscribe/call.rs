@@ -1,7 +1,7 @@
 //! The task of one `Subscribe`: brings together the client's messages, the coordinator's answers,
 //! records and commits. What it sends waits for the client, and everything else goes on meanwhile.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::pin::pin;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use prost::Message;
 use quorate_proto::v1;
 use quorate_proto::v1::subscribe_request::Message as Asked;
 use quorate_proto::v1::subscribe_response::{self as answer, Message as Told};
-use quorate_types::{ErrorCode, LeaderEpoch, Offset, TopicPartition};
+use quorate_types::{ErrorCode, LeaderEpoch, Offset, TopicId, TopicPartition};
 use quorate_wire::ErrorInfo;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
@@ -25,22 +25,26 @@ use super::join::Join;
 use super::reading::{Begins, Read, Reading, Taken};
 use crate::consume::PartitionReader;
 use crate::edge::Edge;
-use crate::groups::by_topic;
-use crate::status::to_status;
+use crate::groups::{by_topic, refused_offset};
+use crate::starts::Start;
+use crate::status::{invalid, to_status};
 
 /// How long the first message may take.
 const FIRST: Duration = Duration::from_secs(10);
 /// How often what the client is done with is committed.
 const COMMIT: Duration = Duration::from_secs(1);
 /// Commits of the client without an answer, and answers that it has not taken: then its messages are
-/// not read any more.
+/// not read any more; and bytes of such commits, of which one may be larger.
 const WAITING: usize = 64;
+const WAITING_BYTES: usize = 1 << 20;
 
 /// How a call ends.
 enum End {
     /// The client said that the member leaves.
     Left,
-    /// The client is gone, or has ended its side.
+    /// The client has ended its side.
+    Ended,
+    /// The client is gone.
     Gone,
     Failed(Status),
 }
@@ -54,7 +58,14 @@ struct Call {
     credit: Credit,
     progress: Progress,
     reading: Reading,
+    /// Of topics that the client was told of, by their ids and the newest by their names.
+    names: BTreeMap<TopicId, String>,
+    topics: BTreeMap<String, TopicId>,
+    /// Those that the client asked for, and what they take.
     commits: FuturesUnordered<BoxFuture<'static, Done>>,
+    commit_bytes: usize,
+    /// What the client is done with, in this life of the member.
+    own: Option<BoxFuture<'static, bool>>,
     /// What is to be sent; records only where there is nothing else.
     outbox: VecDeque<v1::SubscribeResponse>,
 }
@@ -87,7 +98,15 @@ pub(super) async fn run(
     };
     match call.work(&mut requests, &out).await {
         // The end of the call says that it has left.
-        End::Left => call.leave(v1::Leave::ForGood).await,
+        End::Left => {
+            call.answer_commits(&out).await;
+            call.leave(v1::Leave::ForGood).await;
+        }
+        End::Ended => {
+            call.answer_commits(&out).await;
+            drop(out);
+            call.leave(how).await;
+        }
         End::Gone => {
             drop(out);
             call.leave(how).await;
@@ -120,7 +139,11 @@ impl Call {
             reading: Reading::new(&edge),
             holdings: Holdings::default(),
             progress: Progress::default(),
+            names: BTreeMap::new(),
+            topics: BTreeMap::new(),
             commits: FuturesUnordered::new(),
+            commit_bytes: 0,
+            own: None,
             outbox: VecDeque::new(),
             edge,
             host,
@@ -144,7 +167,9 @@ impl Call {
             if !waits {
                 patience.as_mut().reset(Instant::now() + allowed);
             }
-            let listens = self.outbox.len() < WAITING && self.commits.len() < WAITING;
+            let listens = self.outbox.len() < WAITING
+                && self.commits.len() < WAITING
+                && self.commit_bytes < WAITING_BYTES;
             let reads = !waits && self.credit.is_left();
             let Member {
                 beat, due, ends, ..
@@ -171,7 +196,8 @@ impl Call {
                         Some(asked) => self.asked(asked),
                         None => Err(bad("a message without content")),
                     },
-                    Ok(None) | Err(_) => return End::Gone,
+                    Ok(None) => return End::Ended,
+                    Err(_) => return End::Gone,
                 },
                 Some(beaten) = maybe(beat) => self.heard(beaten),
                 () = sleep_until(due), if !beats => {
@@ -186,6 +212,14 @@ impl Call {
                 (taken, read) = self.reading.next(&self.join, reads) => self.read(taken, read),
                 Some(done) = self.commits.next() => {
                     self.committed(done);
+                    Ok(())
+                }
+                Some(committed) = maybe(&mut self.own) => {
+                    self.own = None;
+                    self.progress.committed(committed);
+                    if committed {
+                        self.settle();
+                    }
                     Ok(())
                 }
                 _ = tick.tick(), if self.join.auto_commit => {
@@ -217,8 +251,10 @@ impl Call {
                 }
             }
             Asked::Commit(commit) => {
+                let (commit, refused) = self.judge(commit)?;
+                self.commit_bytes += commit.encoded_len();
                 let (edge, join) = (&self.edge, &self.join);
-                let commit = commits::for_client(edge, join, &mut self.member, commit);
+                let commit = commits::for_client(edge, join, &mut self.member, commit, refused);
                 self.commits.push(commit);
             }
             Asked::GiveUp(done) => {
@@ -237,6 +273,41 @@ impl Call {
             Asked::Leave(_) => {}
         }
         Ok(())
+    }
+
+    /// Names the topics of a commit by the ids that the client was told of, and refuses what it says of
+    /// partitions that it had at an earlier time.
+    fn judge(
+        &self,
+        mut commit: v1::subscribe_request::Commit,
+    ) -> Result<(v1::subscribe_request::Commit, Vec<v1::RefusedOffset>), ErrorInfo> {
+        let mut refused = Vec::new();
+        let mut allowed = Vec::with_capacity(commit.offsets.len());
+        for mut offset in commit.offsets {
+            let partition = Edge::partition(offset.partition)?;
+            let said = offset.topic_id.as_deref().map(quorate_wire::topic_id);
+            let said = said.transpose().map_err(|error| invalid(&error))?;
+            let id = said.or_else(|| self.topics.get(&offset.topic).copied());
+            let next = offset.offset.map(Offset::from_signed).transpose();
+            let next = next.map_err(|error| bad(&error.to_string()))?;
+            let judged = match (id, next) {
+                (_, None) => return Err(bad("a member commits offsets, it takes none back")),
+                (None, _) => Err(ErrorCode::PartitionNotOwned),
+                (Some(id), Some(next)) => {
+                    let at = TopicPartition::new(id, partition);
+                    self.holdings.may_commit(&at, next).map(|()| id)
+                }
+            };
+            match judged {
+                Ok(id) => {
+                    offset.topic_id = Some(id.as_bytes().to_vec().into());
+                    allowed.push(offset);
+                }
+                Err(code) => refused.push(refused_offset(&offset, code)),
+            }
+        }
+        commit.offsets = allowed;
+        Ok((commit, refused))
     }
 
     /// The coordinator has answered.
@@ -310,20 +381,13 @@ impl Call {
         if let Some(places) = self.progress.commit() {
             let (edge, join) = (&self.edge, &self.join);
             let commit = commits::own(edge, join, &mut self.member, &places, COMMIT * 10);
-            self.commits.push(commit);
+            self.own = Some(commit);
         }
     }
 
     fn committed(&mut self, done: Done) {
-        match done {
-            Done::Own { committed } => {
-                self.progress.committed(committed);
-                if committed {
-                    self.settle();
-                }
-            }
-            Done::Asked(committed) => self.tell(Told::Committed(committed)),
-        }
+        self.commit_bytes = self.commit_bytes.saturating_sub(done.bytes);
+        self.tell(Told::Committed(done.answer));
     }
 
     /// A partition's place is found, and it is read from there on.
@@ -331,8 +395,11 @@ impl Call {
         let (at, turn) = taken;
         let image = self.edge.image();
         if let Some(topic) = image.topic(at.topic_id)
-            && self.holdings.begun(&at, turn)
+            && self.holdings.begun(&at, turn, begins.offset)
         {
+            let name = topic.name.to_string();
+            self.topics.insert(name.clone(), at.topic_id);
+            self.names.insert(at.topic_id, name);
             if self.join.auto_commit && !begins.committed {
                 self.progress.begun(at, begins.offset);
             }
@@ -347,6 +414,7 @@ impl Call {
             topic,
             partition: at.partition.to_signed(),
             offset: offset.to_signed(),
+            topic_id: at.topic_id.as_bytes().to_vec().into(),
         };
         if let Some(Told::Assigned(last)) = self
             .outbox
@@ -362,6 +430,11 @@ impl Call {
 
     /// Places, records, or that there will be none.
     fn read(&mut self, taken: Option<Taken>, read: Read) -> Result<(), ErrorInfo> {
+        // Nothing is sent once others may have it.
+        if self.member.ends.is_some_and(|ends| ends <= Instant::now()) {
+            self.lose_all();
+            return Ok(());
+        }
         match (taken, read) {
             (Some(taken), Read::Begun(reader, begins)) => self.begun(taken, begins, *reader),
             (Some((at, turn)), Read::Records(records, epoch)) => {
@@ -375,10 +448,64 @@ impl Call {
             (Some((at, _)), Read::Failed(_)) if self.edge.image().topic(at.topic_id).is_none() => {
                 self.lose(vec![at]);
             }
-            (_, Read::Failed(error)) => return Err(error),
-            (None, Read::Begun(..) | Read::Records(..)) => {}
+            (Some(taken), Read::Failed(error)) => self.interrupted(taken, error),
+            (Some((at, turn)), Read::Moved(reader, next, why)) => {
+                if self.holdings.reads(&at, turn) {
+                    self.holdings.moved(&at, next);
+                    self.progress.lose(&at);
+                    if self.join.auto_commit {
+                        self.progress.begun(at, next);
+                    }
+                    self.tell_interrupted(&at, &why, Some(next));
+                    self.reading.read((at, turn), *reader);
+                }
+            }
+            (None, Read::Failed(error)) => return Err(error),
+            (None, Read::Begun(..) | Read::Moved(..) | Read::Records(..)) => {}
         }
         Ok(())
+    }
+
+    /// Reading of a partition failed: it is read on where that makes sense, and told in any case. What
+    /// else the member has goes on.
+    fn interrupted(&mut self, taken: Taken, error: ErrorInfo) {
+        let (at, turn) = taken;
+        let place = |key: &str| {
+            let place = error.metadata.get(key);
+            place.and_then(|place| place.parse().ok()).map(Offset::new)
+        };
+        let start = match error.code {
+            ErrorCode::OffsetOutOfRange => Some(self.join.start),
+            ErrorCode::DataLoss => {
+                let lost = place("lost_from").zip(place("offset"));
+                lost.map(|(lost, read)| Start::Offset(lost.min(read), None))
+            }
+            _ => None,
+        };
+        match start {
+            Some(start) if self.holdings.reads(&at, turn) => {
+                self.reading.move_to(&self.join, taken, start, error);
+            }
+            _ => {
+                self.reading.stop(&at);
+                self.tell_interrupted(&at, &error, None);
+            }
+        }
+    }
+
+    fn tell_interrupted(&mut self, at: &TopicPartition, why: &ErrorInfo, next: Option<Offset>) {
+        let image = self.edge.image();
+        let topic = image.topic(at.topic_id);
+        let read = why.metadata.get("offset");
+        let offset = read.and_then(|read| read.parse().ok()).map(Offset::new);
+        self.tell(Told::Interrupted(answer::Interrupted {
+            topic: topic.map_or_else(String::new, |topic| topic.name.to_string()),
+            partition: at.partition.to_signed(),
+            offset: offset.unwrap_or_default().to_signed(),
+            reason: why.code.name().to_owned(),
+            message: why.message.clone(),
+            next: next.map(Offset::to_signed),
+        }));
     }
 
     fn send(
@@ -393,10 +520,11 @@ impl Call {
         };
         let bytes = counted(records.encoded_len());
         self.credit.sent(bytes);
-        if self.join.auto_commit
-            && let Ok(next) = Offset::from_signed(records.next_offset)
-        {
-            self.progress.sent(at, (next, epoch), bytes);
+        if let Ok(next) = Offset::from_signed(records.next_offset) {
+            self.holdings.sent(&at, next);
+            if self.join.auto_commit {
+                self.progress.sent(at, (next, epoch), bytes);
+            }
         }
         let topic = topic.name.to_string();
         self.tell(Told::Records(answer::Records {
@@ -419,7 +547,14 @@ impl Call {
             self.progress.lose(at);
         }
         if !lost.is_empty() {
-            let partitions = by_topic(&self.edge.image(), lost.into_iter());
+            let mut partitions = by_topic(&self.edge.image(), lost.iter().copied());
+            // One that is deleted has no name any more.
+            for told in partitions.iter_mut().filter(|told| told.topic.is_empty()) {
+                let id = TopicId::from_slice(&told.topic_id);
+                told.topic = id
+                    .and_then(|id| self.names.get(&id).cloned())
+                    .unwrap_or_default();
+            }
             self.tell(Told::Lost(answer::Lost { partitions }));
         }
     }
@@ -428,8 +563,26 @@ impl Call {
     fn lose_all(&mut self) {
         let lost = self.holdings.lose_all();
         self.reading = Reading::new(&self.edge);
+        // A commit of this life says nothing of the next one's.
+        self.own = None;
         self.tell_lost(lost);
         self.member.anew();
+    }
+
+    /// The client has said all that it says: its commits are answered still, and whatever else there is to
+    /// tell, as far as it listens.
+    async fn answer_commits(&mut self, out: &mpsc::Sender<v1::SubscribeResponse>) {
+        let answered = async {
+            while let Some(done) = self.commits.next().await {
+                self.committed(done);
+            }
+            while let Some(next) = self.outbox.pop_front() {
+                if out.send(next).await.is_err() {
+                    break;
+                }
+            }
+        };
+        let _late = timeout(LEAVING, answered).await;
     }
 
     /// Commits what is done and leaves.
@@ -437,14 +590,12 @@ impl Call {
         if self.join.auto_commit && self.member.epoch > 0 {
             // What is under way is decided first: there is one at a time.
             let decided = async {
-                while let Some(done) = self.commits.next().await {
-                    if let Done::Own { committed } = done {
-                        self.progress.committed(committed);
-                    }
+                if let Some(own) = self.own.take() {
+                    self.progress.committed(own.await);
                 }
                 if let Some(places) = self.progress.commit() {
                     let (edge, join) = (&self.edge, &self.join);
-                    let _done = commits::own(edge, join, &mut self.member, &places, LEAVING).await;
+                    commits::own(edge, join, &mut self.member, &places, LEAVING).await;
                 }
             };
             let _late = timeout(LEAVING, decided).await;

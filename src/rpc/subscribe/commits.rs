@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use prost::Message;
 use quorate_proto::v1;
 use quorate_types::{LeaderEpoch, TopicPartition};
 use quorate_wire::ErrorInfo;
@@ -21,12 +22,11 @@ const TRIED: Duration = Duration::from_secs(30);
 /// How long one try may take: then another coordinator may have taken over.
 const TRY_MS: u32 = 10_000;
 
-/// A commit that is decided.
-pub(super) enum Done {
-    /// The node's own.
-    Own { committed: bool },
-    /// One that the client asked for.
-    Asked(v1::subscribe_response::Committed),
+/// A commit of the client that is decided.
+pub(super) struct Done {
+    pub(super) answer: v1::subscribe_response::Committed,
+    /// What it took while it waited.
+    pub(super) bytes: usize,
 }
 
 /// Commits for a member; the sequence makes a repeat do nothing twice.
@@ -51,41 +51,47 @@ fn commit(
     async move { asked(Some(until), || edge.group_commit(request.clone(), false)).await }
 }
 
-/// What the client asks for; what fails as a whole is refused item by item.
+/// What the client asks for, of which some is refused already; what fails as a whole is refused item
+/// by item.
 pub(super) fn for_client(
     edge: &Edge,
     join: &Join,
     member: &mut Member,
     wanted: v1::subscribe_request::Commit,
+    mut refused: Vec<v1::RefusedOffset>,
 ) -> BoxFuture<'static, Done> {
+    let bytes = wanted.encoded_len();
     let v1::subscribe_request::Commit {
         request_id,
         offsets,
     } = wanted;
-    let committed = commit(edge, join, member, offsets.clone(), TRIED);
+    let committed = (!offsets.is_empty() || refused.is_empty())
+        .then(|| commit(edge, join, member, offsets.clone(), TRIED));
     Box::pin(async move {
-        let refused = match committed.await {
-            Ok(answer) => answer.refused,
-            Err(error) => {
-                let all = offsets.iter().map(|of| refused_offset(of, error.code));
-                all.collect()
+        if let Some(committed) = committed {
+            match committed.await {
+                Ok(answer) => refused.extend(answer.refused),
+                Err(error) => {
+                    refused.extend(offsets.iter().map(|of| refused_offset(of, error.code)));
+                }
             }
-        };
-        Done::Asked(v1::subscribe_response::Committed {
+        }
+        let answer = v1::subscribe_response::Committed {
             request_id,
             refused,
-        })
+        };
+        Done { answer, bytes }
     })
 }
 
-/// What the client is done with.
+/// What the client is done with; says whether that is decided.
 pub(super) fn own(
     edge: &Edge,
     join: &Join,
     member: &mut Member,
     places: &BTreeMap<TopicPartition, Place>,
     within: Duration,
-) -> BoxFuture<'static, Done> {
+) -> BoxFuture<'static, bool> {
     let image = edge.image();
     let of = |(at, (next, epoch)): (&TopicPartition, &Place)| {
         let topic = image.topic(at.topic_id)?;
@@ -100,16 +106,15 @@ pub(super) fn own(
     };
     let offsets: Vec<_> = places.iter().filter_map(of).collect();
     if offsets.is_empty() {
-        return Box::pin(std::future::ready(Done::Own { committed: true }));
+        return Box::pin(std::future::ready(true));
     }
     let committed = commit(edge, join, member, offsets, within);
     Box::pin(async move {
-        let committed = match timeout(within, committed).await {
+        match timeout(within, committed).await {
             // Those that were refused are not the member's any more.
             Ok(Ok(_)) => true,
             Ok(Err(error)) => !error.code.is_retriable(),
             Err(_elapsed) => false,
-        };
-        Done::Own { committed }
+        }
     })
 }

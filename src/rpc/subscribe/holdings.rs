@@ -1,8 +1,9 @@
-//! What a member has, and in which state: to be begun, being read, or to be given up. Pure.
+//! What a member has, and in which state: to be begun, being read, or to be given up; and what of it
+//! may be committed. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use quorate_types::TopicPartition;
+use quorate_types::{ErrorCode, Offset, TopicPartition};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -18,6 +19,14 @@ enum State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Turn(u64);
 
+#[derive(Debug)]
+struct Held {
+    turn: Turn,
+    state: State,
+    /// Where it began in this turn, and the end of what was sent of it.
+    range: (Offset, Offset),
+}
+
 /// What follows from an answer of the coordinator.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Change {
@@ -32,7 +41,7 @@ pub(super) struct Change {
 /// The partitions of a member.
 #[derive(Debug, Default)]
 pub(super) struct Holdings {
-    held: BTreeMap<TopicPartition, (Turn, State)>,
+    held: BTreeMap<TopicPartition, Held>,
     /// As the coordinator said last.
     assigned: BTreeSet<TopicPartition>,
     turns: u64,
@@ -42,7 +51,7 @@ impl Holdings {
     /// Takes what the coordinator says that the member may read.
     pub(super) fn follow(&mut self, assigned: BTreeSet<TopicPartition>) -> Change {
         let mut change = Change::default();
-        self.held.retain(|at, (_, state)| {
+        self.held.retain(|at, Held { state, .. }| {
             if assigned.contains(at) {
                 return true;
             }
@@ -71,7 +80,12 @@ impl Holdings {
             if !self.held.contains_key(at) {
                 self.turns += 1;
                 let turn = Turn(self.turns);
-                self.held.insert(*at, (turn, State::Beginning));
+                let held = Held {
+                    turn,
+                    state: State::Beginning,
+                    range: (Offset::ZERO, Offset::ZERO),
+                };
+                self.held.insert(*at, held);
                 begun.push((*at, turn));
             }
         }
@@ -79,25 +93,56 @@ impl Holdings {
     }
 
     /// Whether a partition whose place is found is to be read.
-    pub(super) fn begun(&mut self, at: &TopicPartition, turn: Turn) -> bool {
+    pub(super) fn begun(&mut self, at: &TopicPartition, turn: Turn, offset: Offset) -> bool {
         match self.held.get_mut(at) {
-            Some((now, state)) if *now == turn && *state == State::Beginning => {
-                *state = State::Reading;
+            Some(held) if held.turn == turn && held.state == State::Beginning => {
+                held.state = State::Reading;
+                held.range = (offset, offset);
                 true
             }
             _ => false,
         }
     }
 
+    /// It is read on elsewhere, and what was sent of it counts no more.
+    pub(super) fn moved(&mut self, at: &TopicPartition, offset: Offset) {
+        if let Some(held) = self.held.get_mut(at) {
+            held.range = (offset, offset);
+        }
+    }
+
+    /// Records were sent, up to there.
+    pub(super) fn sent(&mut self, at: &TopicPartition, next: Offset) {
+        if let Some(held) = self.held.get_mut(at) {
+            held.range.1 = held.range.1.max(next);
+        }
+    }
+
+    /// Whether the client may commit that: it says so of what it was sent in this turn, not of what it
+    /// had of the partition, or of another topic of that name, at an earlier time.
+    ///
+    /// # Errors
+    /// `PARTITION_NOT_OWNED`, `OFFSET_OUT_OF_RANGE`.
+    pub(super) fn may_commit(&self, at: &TopicPartition, offset: Offset) -> Result<(), ErrorCode> {
+        let held = self.held.get(at);
+        let held = held.filter(|held| held.state != State::Beginning);
+        let (from, to) = held.ok_or(ErrorCode::PartitionNotOwned)?.range;
+        if offset < from || offset > to {
+            return Err(ErrorCode::OffsetOutOfRange);
+        }
+        Ok(())
+    }
+
     /// Whether what was read is for the client.
     pub(super) fn reads(&self, at: &TopicPartition, turn: Turn) -> bool {
-        self.held.get(at) == Some(&(turn, State::Reading))
+        let held = self.held.get(at);
+        held.is_some_and(|held| held.turn == turn && held.state == State::Reading)
     }
 
     /// Whether the partition is still the one that came to the member then, and not to be given up.
     pub(super) fn wants(&self, at: &TopicPartition, turn: Turn) -> bool {
         let held = self.held.get(at);
-        held.is_some_and(|(now, state)| *now == turn && *state != State::Revoked)
+        held.is_some_and(|held| held.turn == turn && held.state != State::Revoked)
     }
 
     /// Partitions that the client is to give up.
@@ -105,7 +150,7 @@ impl Holdings {
         let revoked = self
             .held
             .iter()
-            .filter(|(_, (_, state))| *state == State::Revoked);
+            .filter(|(_, held)| held.state == State::Revoked);
         revoked.map(|(at, _)| *at)
     }
 
@@ -114,7 +159,7 @@ impl Holdings {
         let revoked = self
             .held
             .get(at)
-            .is_some_and(|(_, state)| *state == State::Revoked);
+            .is_some_and(|held| held.state == State::Revoked);
         if revoked {
             self.held.remove(at);
         }
@@ -134,14 +179,14 @@ impl Holdings {
     /// A partition is gone; says whether the client knew it.
     pub(super) fn lose(&mut self, at: &TopicPartition) -> bool {
         let lost = self.held.remove(at);
-        lost.is_some_and(|(_, state)| state != State::Beginning)
+        lost.is_some_and(|held| held.state != State::Beginning)
     }
 
     /// All is gone; gives what the client knew.
     pub(super) fn lose_all(&mut self) -> Vec<TopicPartition> {
         self.assigned.clear();
         let held = std::mem::take(&mut self.held).into_iter();
-        let known = held.filter(|(_, (_, state))| *state != State::Beginning);
+        let known = held.filter(|(_, held)| held.state != State::Beginning);
         known.map(|(at, _)| at).collect()
     }
 }
@@ -165,7 +210,7 @@ mod tests {
         let change = holdings.follow(assigned(numbers));
         for (at, turn) in change.begin {
             assert!(holdings.wants(&at, turn) && !holdings.reads(&at, turn));
-            assert!(holdings.begun(&at, turn));
+            assert!(holdings.begun(&at, turn, Offset::ZERO));
             assert!(holdings.reads(&at, turn));
         }
         holdings
@@ -195,11 +240,12 @@ mod tests {
         let (first, turn) = holdings.follow(assigned(&[0])).begin[0];
         let change = holdings.follow(assigned(&[]));
         assert!(change.given_up && change.revoke.is_empty());
-        assert!(!holdings.begun(&first, turn));
+        let zero = Offset::ZERO;
+        assert!(!holdings.begun(&first, turn, zero));
         // Back again: the place that was looked for before does not count.
         let (_, anew) = holdings.follow(assigned(&[0])).begin[0];
-        assert!(!holdings.begun(&first, turn));
-        assert!(holdings.begun(&first, anew));
+        assert!(!holdings.begun(&first, turn, zero));
+        assert!(holdings.begun(&first, anew, zero));
     }
 
     #[test]
@@ -210,6 +256,40 @@ mod tests {
         assert_eq!(change, Change::default(), "the client is not done with it");
         assert!(holdings.give_up(&at(0)));
         assert_eq!(holdings.come_back().len(), 1);
+    }
+
+    #[test]
+    fn only_what_was_sent_in_this_turn_is_committed() {
+        let mut holdings = Holdings::default();
+        let may = |holdings: &Holdings, offset| holdings.may_commit(&at(0), Offset::new(offset));
+        let not_owned = Err(ErrorCode::PartitionNotOwned);
+        assert_eq!(may(&holdings, 5), not_owned);
+        let (_, turn) = holdings.follow(assigned(&[0])).begin[0];
+        assert_eq!(
+            may(&holdings, 5),
+            not_owned,
+            "the client has not heard of it"
+        );
+        assert!(holdings.begun(&at(0), turn, Offset::new(5)));
+        holdings.sent(&at(0), Offset::new(9));
+        for (offset, allowed) in [(4, false), (5, true), (9, true), (10, false)] {
+            assert_eq!(may(&holdings, offset).is_ok(), allowed, "{offset}");
+        }
+        holdings.follow(assigned(&[]));
+        assert_eq!(
+            may(&holdings, 7),
+            Ok(()),
+            "it is to commit before it gives it up"
+        );
+        assert!(holdings.give_up(&at(0)));
+        // Others had it meanwhile and are further.
+        let (_, turn) = holdings.follow(assigned(&[0])).begin[0];
+        assert!(holdings.begun(&at(0), turn, Offset::new(50)));
+        assert_eq!(may(&holdings, 9), Err(ErrorCode::OffsetOutOfRange));
+        holdings.sent(&at(0), Offset::new(60));
+        holdings.moved(&at(0), Offset::new(40));
+        assert_eq!(may(&holdings, 60), Err(ErrorCode::OffsetOutOfRange));
+        assert_eq!(may(&holdings, 40), Ok(()));
     }
 
     #[test]

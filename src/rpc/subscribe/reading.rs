@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream, FuturesUnordered, SelectAll, StreamExt};
@@ -9,6 +10,7 @@ use quorate_proto::v1;
 use quorate_types::{LeaderEpoch, Offset, TopicPartition};
 use quorate_wire::ErrorInfo;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::asking::asked;
@@ -19,6 +21,9 @@ use crate::edge::Edge;
 use crate::groups::by_topic;
 use crate::starts::Start;
 
+/// How long this node's image may lag behind a coordinator's, before it is taken for right.
+const SHOWN: Duration = Duration::from_secs(30);
+
 /// A partition, whenever it came to the member.
 pub(super) type Taken = (TopicPartition, Turn);
 
@@ -26,6 +31,8 @@ pub(super) type Taken = (TopicPartition, Turn);
 pub(super) enum Read {
     /// Where it begins, with its reader.
     Begun(Box<PartitionReader>, Begins),
+    /// It is read on elsewhere, for this reason.
+    Moved(Box<PartitionReader>, Offset, ErrorInfo),
     /// Records, and the epoch of the last.
     Records(v1::ConsumeResponse, Option<LeaderEpoch>),
     Failed(ErrorInfo),
@@ -65,25 +72,55 @@ impl Reading {
         }
     }
 
-    /// Asks where partitions begin: as committed, else where the client says.
+    /// Asks where partitions begin: as committed, else where the client says. The coordinator's image
+    /// may be ahead of this node's: what it does not show yet is waited for.
     pub(super) fn begin(&mut self, join: &Join, taken: Vec<Taken>) {
+        let image = self.edge.image();
+        let is_shown = |(at, _): &Taken| image.partition(at).is_some();
+        let (shown, later): (Vec<_>, Vec<_>) = taken.into_iter().partition(is_shown);
+        self.ask(join, shown);
+        self.ask(join, later);
+    }
+
+    fn ask(&mut self, join: &Join, taken: Vec<Taken>) {
         if taken.is_empty() {
             return;
         }
         let (edge, group) = (self.edge.clone(), join.group.clone());
         self.places.push(Box::pin(async move {
-            let answer = asked(None, || {
-                let image = edge.image();
-                // A topic that is deleted meanwhile is taken away from the member soon.
-                let known = taken.iter().map(|(at, _)| *at);
-                let known = known.filter(|at| image.partition(at).is_some());
-                let request = v1::FetchOffsetsRequest {
-                    group: group.clone(),
-                    partitions: by_topic(&image, known),
-                };
-                edge.group_offsets(request, false)
+            let mut images = edge.quorum().images();
+            let shown = images.wait_for(|image| {
+                let mut all = taken.iter();
+                all.all(|(at, _)| image.partition(at).is_some())
             });
-            let committed = committed(answer.await?);
+            // What is not there then is deleted.
+            let _late = timeout(SHOWN, shown).await.map(drop);
+            let mut committed = BTreeMap::new();
+            let mut after = None;
+            loop {
+                let page = asked(None, || {
+                    let image = edge.image();
+                    // A topic that is deleted meanwhile is taken away from the member soon.
+                    let known = taken.iter().map(|(at, _)| *at);
+                    let known = known.filter(|at| image.partition(at).is_some());
+                    let request = v1::FetchOffsetsRequest {
+                        group: group.clone(),
+                        partitions: by_topic(&image, known),
+                        after: after.clone(),
+                    };
+                    edge.group_offsets(request, false)
+                });
+                let page = page.await?;
+                after = page.offsets.last().map(|last| v1::PartitionPlace {
+                    topic_id: last.topic_id.clone(),
+                    partition: last.partition,
+                });
+                let more = page.more && after.is_some();
+                committed.extend(offsets_of(page));
+                if !more {
+                    break;
+                }
+            }
             let place = |taken: &Taken| (*taken, committed.get(&taken.0).copied());
             Ok(taken.iter().map(place).collect())
         }));
@@ -107,22 +144,36 @@ impl Reading {
         }
     }
 
-    fn find(&mut self, join: &Join, places: Places) {
+    fn reader(&self, join: &Join, at: TopicPartition, start: Start) -> Option<PartitionReader> {
         let image = self.edge.image();
+        let topic = image.topic(at.topic_id)?;
+        let (edge, turns) = (&self.edge, &self.turns);
+        let reader = PartitionReader::new(edge, &topic.name, at, start, join.most, turns);
+        Some(reader)
+    }
+
+    /// Reads a partition on from another place, which [`Self::read`] does once it is found.
+    pub(super) fn move_to(&mut self, join: &Join, taken: Taken, start: Start, why: ErrorInfo) {
+        self.stop(&taken.0);
+        // Else it is deleted, and taken away soon.
+        if let Some(mut reader) = self.reader(join, taken.0, start) {
+            self.beginning.push(Box::pin(async move {
+                let read = match reader.begin().await {
+                    Ok(offset) => Read::Moved(Box::new(reader), offset, why),
+                    Err(error) => Read::Failed(error),
+                };
+                (taken, read)
+            }));
+        }
+    }
+
+    fn find(&mut self, join: &Join, places: Places) {
         for (taken, committed) in places {
-            let Some(topic) = image.topic(taken.0.topic_id) else {
-                continue;
-            };
             let start =
                 committed.map_or(join.start, |(offset, epoch)| Start::Offset(offset, epoch));
-            let mut reader = PartitionReader::new(
-                &self.edge,
-                &topic.name,
-                taken.0,
-                start,
-                join.most,
-                &self.turns,
-            );
+            let Some(mut reader) = self.reader(join, taken.0, start) else {
+                continue;
+            };
             self.beginning.push(Box::pin(async move {
                 let read = match reader.begin().await {
                     Ok(offset) => {
@@ -161,7 +212,7 @@ impl Reading {
     }
 }
 
-fn committed(
+fn offsets_of(
     answer: v1::FetchOffsetsResponse,
 ) -> BTreeMap<TopicPartition, (Offset, Option<LeaderEpoch>)> {
     let of = |offset: v1::CommittedOffset| {

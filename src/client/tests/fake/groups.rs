@@ -21,6 +21,8 @@ pub enum Told {
         member: String,
         epoch: u32,
         owned: Vec<i32>,
+        /// What it subscribes to, where it says so.
+        topics: Option<Vec<String>>,
     },
     Commit {
         port: u16,
@@ -32,6 +34,9 @@ pub enum Told {
     },
     Left(v1::Leave),
 }
+
+/// Groups, and offsets, of one answer.
+const PAGE: usize = 2;
 
 /// What becomes of a commit, or a deletion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +66,7 @@ pub struct State {
     pub refuses: Option<ErrorCode>,
     /// Of commits and deletions.
     pub fates: VecDeque<Fate>,
-    /// The names of all groups; two fit into an answer.
+    /// The names of all groups.
     pub groups: BTreeSet<String>,
 }
 
@@ -178,6 +183,7 @@ impl Groups for Node {
                 member: beat.member_id.clone(),
                 epoch: beat.member_epoch,
                 owned: owned.copied().collect(),
+                topics: beat.profile.as_ref().map(|of| of.topics.clone()),
             });
             if state.is_silent {
                 return None;
@@ -274,18 +280,21 @@ impl Groups for Node {
         &self,
         request: Request<v1::FetchOffsetsRequest>,
     ) -> Result<Response<v1::FetchOffsetsResponse>, Status> {
-        self.check(request)?;
+        let after = self.check(request)?.after.map(|after| after.partition);
         let state = self.group.state.borrow();
-        let offsets = state.offsets.iter();
-        let offsets = offsets.map(|(partition, (offset, _))| v1::CommittedOffset {
+        let mut offsets = state.offsets.range(after.map_or(0, |after| after + 1)..);
+        let page = offsets.by_ref().take(PAGE);
+        let page = page.map(|(partition, (offset, _))| v1::CommittedOffset {
             topic: "t".into(),
             topic_id: TOPIC_ID.to_vec().into(),
             partition: *partition,
             offset: *offset,
             ..v1::CommittedOffset::default()
         });
-        let offsets = offsets.collect();
-        Ok(Response::new(v1::FetchOffsetsResponse { offsets }))
+        Ok(Response::new(v1::FetchOffsetsResponse {
+            offsets: page.collect(),
+            more: offsets.next().is_some(),
+        }))
     }
 
     type SubscribeStream = Answers<v1::SubscribeResponse>;
@@ -304,7 +313,7 @@ impl Groups for Node {
         let after = request.into_inner().after.unwrap_or_default();
         let state = self.group.state.borrow();
         let mut groups = state.groups.iter().filter(|group| **group > after);
-        let page = groups.by_ref().take(2).map(|group| v1::GroupSummary {
+        let page = groups.by_ref().take(PAGE).map(|group| v1::GroupSummary {
             group: group.clone(),
             ..v1::GroupSummary::default()
         });
