@@ -3,6 +3,7 @@
 
 mod containers;
 pub mod fuzzed;
+mod gaps;
 mod harness;
 pub mod hostile;
 pub mod power;
@@ -10,5 +11,6 @@ pub mod sim;
 mod view;
 
 pub use containers::Containers;
-pub use harness::{Cluster, describe_raw, produce_raw, raw_key, ready};
+pub use gaps::{Figures, Story};
+pub use harness::{Cluster, describe_raw, metric, produce_raw, raw_key, ready};
 pub use view::{View, acknowledged_after, eventually};
