@@ -31,6 +31,14 @@ pub struct Cluster {
     _alone: Flock<File>,
 }
 
+/// Snapshots of the metadata come often where the flags do not say otherwise.
+const SNAPSHOTS: [&str; 4] = [
+    "--snapshot-every-entries",
+    "100",
+    "--snapshot-keep-entries",
+    "10",
+];
+
 /// Lines of each node's log that a failed test shows.
 const LINES: usize = 200;
 
@@ -73,41 +81,51 @@ impl Cluster {
     /// Starts three nodes of `binary` that snapshot their metadata often, and waits until all of
     /// them take part.
     pub async fn start(binary: &Path) -> Self {
-        Self::start_so(binary, &[], |_| {}).await
+        Self::start_so(binary, &[], None, |_| {}).await
     }
 
     /// The same with further flags of `quorate server`.
     pub async fn start_with(binary: &Path, flags: &[&str]) -> Self {
-        Self::start_so(binary, flags, |_| {}).await
+        Self::start_so(binary, flags, None, |_| {}).await
+    }
+
+    /// The same with further flags and three nodes at these places; its client knows them by what
+    /// they advertise.
+    pub async fn start_at(binary: &Path, flags: &[&str], nodes: Vec<NodePlan>) -> Self {
+        Self::start_so(binary, flags, Some(nodes), |_| {}).await
     }
 
     /// The same after `prepare` has seen the directory that the nodes will keep their data in, node
     /// N in `node-N`.
     pub async fn start_in(binary: &Path, prepare: impl FnOnce(&Path)) -> Self {
-        Self::start_so(binary, &[], prepare).await
+        Self::start_so(binary, &[], None, prepare).await
     }
 
-    async fn start_so(binary: &Path, flags: &[&str], prepare: impl FnOnce(&Path)) -> Self {
+    async fn start_so(
+        binary: &Path,
+        flags: &[&str],
+        nodes: Option<Vec<NodePlan>>,
+        prepare: impl FnOnce(&Path),
+    ) -> Self {
         let alone = alone().await;
         let directory = TempDir::new().expect("a temporary directory can be made");
         prepare(directory.path());
-        let mut arguments = vec![
-            "--snapshot-every-entries",
-            "100",
-            "--snapshot-keep-entries",
-            "10",
-        ];
-        arguments.extend(flags);
+        let nodes = nodes.map_or_else(|| NodePlan::on_free_ports(3), Ok);
+        let nodes = nodes.expect("loopback has free ports");
+        let told = nodes.iter().map(|plan| plan.advertised.clone()).collect();
+        let mut arguments = flags.to_vec();
+        for pair in SNAPSHOTS.chunks(2).filter(|pair| !flags.contains(&pair[0])) {
+            arguments.extend(pair);
+        }
         let processes = LocalCluster::start(LocalClusterOptions {
             binary: binary.to_owned(),
-            nodes: NodePlan::on_free_ports(3).expect("loopback has free ports"),
+            nodes,
             directory: directory.path().to_owned(),
             server_arguments: arguments.into_iter().map(str::to_owned).collect(),
             logs: NodeLogs::Files,
         })
         .expect("the processes can be started");
-        let client = Client::new(processes.addresses(), ClientOptions::default())
-            .expect("there are addresses");
+        let client = Client::new(told, ClientOptions::default()).expect("there are addresses");
         let mut cluster = Self {
             processes,
             view: View { client },
@@ -218,12 +236,31 @@ pub async fn produce_raw(
 /// # Errors
 /// Where it does not answer.
 pub async fn ready(node: &Endpoint) -> io::Result<bool> {
+    Ok(get(node, "/readyz").await?.starts_with("HTTP/1.1 200"))
+}
+
+/// What a node has counted under a name since its start, over all labels (`/metrics`); zero where
+/// there is nothing of that name.
+///
+/// # Errors
+/// Where it does not answer.
+pub async fn metric(node: &Endpoint, name: &str) -> io::Result<u64> {
+    let answer = get(node, "/metrics").await?;
+    let values = answer.lines().filter_map(|line| {
+        let (series, value) = line.rsplit_once(' ')?;
+        let named = series.split('{').next() == Some(name);
+        named.then(|| value.parse::<u64>().ok()).flatten()
+    });
+    Ok(values.sum())
+}
+
+async fn get(node: &Endpoint, path: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect((node.host.as_str(), node.port)).await?;
-    let request = format!("GET /readyz HTTP/1.1\r\nHost: {node}\r\nConnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {node}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
-    Ok(answer.starts_with("HTTP/1.1 200"))
+    Ok(answer)
 }
 
 /// A topic as this very node sees it: others may be behind.

@@ -3,12 +3,18 @@
 
 mod containers;
 pub mod fuzzed;
+mod gaps;
 mod harness;
 pub mod hostile;
+mod member;
 pub mod power;
+mod proxy;
 pub mod sim;
 mod view;
 
 pub use containers::Containers;
-pub use harness::{Cluster, describe_raw, produce_raw, raw_key, ready};
+pub use gaps::{Figures, Story};
+pub use harness::{Cluster, describe_raw, metric, produce_raw, raw_key, ready};
+pub use member::{MemberProcess, Told, What, monotonic};
+pub use proxy::Proxy;
 pub use view::{View, acknowledged_after, eventually};

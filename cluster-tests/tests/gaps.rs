@@ -5,12 +5,11 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::path::Path;
+use std::time::Duration;
 
-use cluster_tests::{Cluster, acknowledged_after, eventually};
-use quorate_types::{NodeId, PartitionId};
+use cluster_tests::{Cluster, Figures, Story, acknowledged_after, eventually};
+use quorate_types::PartitionId;
 use quorate_workload::{check, read_all};
 use tokio::time::Instant;
 
@@ -23,84 +22,6 @@ const PROMISED: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs
 const BUSY: u32 = if cfg!(debug_assertions) { 10 } else { 1 };
 /// After so long without a gap a failover is over.
 const OVER: Duration = Duration::from_millis(1_500);
-
-/// Lines of a gap's story that are printed.
-const LINES: usize = 120;
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-
-#[derive(Default)]
-struct Figures(Vec<Duration>);
-
-impl Figures {
-    fn print(&mut self, what: &str) {
-        self.0.sort_unstable();
-        let Some(last) = self.0.len().checked_sub(1) else {
-            return;
-        };
-        let at = |percent: usize| self.0[last * percent / 100].as_millis();
-        println!(
-            "{what}: {} gaps, p50 {} ms, p90 {} ms, p99 {} ms, max {} ms",
-            self.0.len(),
-            at(50),
-            at(90),
-            at(99),
-            at(100)
-        );
-    }
-}
-
-/// The logs of the nodes that are left, from the moment of a kill on.
-struct Story {
-    killed: Duration,
-    logs: Vec<(NodeId, PathBuf, u64)>,
-}
-
-impl Story {
-    fn begin(cluster: &Cluster, killed: NodeId) -> Self {
-        let nodes = cluster.processes.node_ids().into_iter();
-        let logs = nodes.filter(|node| *node != killed).map(|node| {
-            let path = cluster.processes.log_path(node).unwrap();
-            let length = fs::metadata(&path).unwrap().len();
-            (node, path, length)
-        });
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        Self {
-            killed: Duration::from_nanos((now.as_nanos() % DAY.as_nanos()) as u64),
-            logs: logs.collect(),
-        }
-    }
-
-    /// What was logged until so long after the kill, in order, each line with its time since then.
-    fn told(&self, until: Duration) -> Vec<String> {
-        let mut lines = Vec::new();
-        for (node, path, from) in &self.logs {
-            let log = fs::read(path).unwrap();
-            let log = String::from_utf8_lossy(&log[*from as usize..]).into_owned();
-            let timed = log.lines().filter_map(|line| {
-                let (time, said) = line.split_once(' ')?;
-                let after = (time_of_day(time)? + DAY).checked_sub(self.killed)?;
-                let after = if after >= DAY { after - DAY } else { after };
-                (after <= until).then(|| (after, format!("node {node}: {}", said.trim_start())))
-            });
-            lines.extend(timed);
-        }
-        lines.sort();
-        let shown = lines.into_iter().take(LINES);
-        shown
-            .map(|(after, said)| format!("{:7.1} ms {said}", after.as_secs_f64() * 1e3))
-            .collect()
-    }
-}
-
-/// Of a time such as `2026-01-31T23:59:59.999999Z`.
-fn time_of_day(time: &str) -> Option<Duration> {
-    let clock = time.split_once('T')?.1.strip_suffix('Z')?;
-    let mut parts = clock.splitn(3, ':');
-    let mut part = || parts.next()?.parse::<f64>().ok();
-    Some(Duration::from_secs_f64(
-        part()? * 3600.0 + part()? * 60.0 + part()?,
-    ))
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_gap_after_a_kill_is_short() {
@@ -150,7 +71,7 @@ async fn the_gap_after_a_kill_is_short() {
         }
         for (partition, gap) in gaps {
             let kind = usize::from(with_controller) * 2 + usize::from(led.contains(&partition));
-            figures[kind].0.push(gap);
+            figures[kind].add(gap);
         }
         cluster.processes.start_node(node).unwrap();
         cluster.all_active().await;

@@ -61,7 +61,7 @@ impl LocalCluster {
         self.nodes.keys().copied().collect()
     }
 
-    /// Where clients reach the nodes, running or not.
+    /// Where the nodes listen for clients, running or not.
     pub fn addresses(&self) -> Vec<Endpoint> {
         self.nodes
             .values()
@@ -196,7 +196,7 @@ impl LocalCluster {
             "--internal-listen",
             &plan.internal.to_string(),
             "--advertise",
-            &plan.client.to_string(),
+            &plan.advertised.to_string(),
             "--internal-advertise",
             &plan.internal.to_string(),
         ]

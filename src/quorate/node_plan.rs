@@ -10,8 +10,10 @@ use quorate_types::{Endpoint, NodeId};
 pub struct NodePlan {
     /// Its number.
     pub node: NodeId,
-    /// Where clients reach it.
+    /// Where it listens for clients.
     pub client: Endpoint,
+    /// Where clients are told to reach it: there, or at what stands before it.
+    pub advertised: Endpoint,
     /// Where other nodes reach it.
     pub internal: Endpoint,
 }
@@ -33,9 +35,11 @@ impl NodePlan {
                         port,
                     })
                 };
+                let client = endpoint(port)?;
                 Ok(Self {
                     node: NodeId::new(number),
-                    client: endpoint(port)?,
+                    advertised: client.clone(),
+                    client,
                     internal: endpoint(port + 1)?,
                 })
             })
@@ -74,9 +78,11 @@ impl NodePlan {
                         port: listener.local_addr()?.port(),
                     })
                 };
+                let at = endpoint(&client)?;
                 Ok(Self {
                     node: NodeId::new(number),
-                    client: endpoint(&client)?,
+                    advertised: at.clone(),
+                    client: at,
                     internal: endpoint(&internal)?,
                 })
             })
