@@ -15,6 +15,8 @@ mod image_tests;
 mod node;
 #[cfg(test)]
 mod overload_tests;
+#[cfg(test)]
+mod producer_tests;
 mod serve;
 #[cfg(test)]
 mod tests;
