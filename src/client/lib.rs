@@ -83,6 +83,7 @@ mod fetcher;
 mod group;
 mod metadata;
 mod producer;
+mod producer_ids;
 mod worker;
 
 pub use client::{Client, ClientOptions};

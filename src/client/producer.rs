@@ -18,10 +18,15 @@ use tokio_util::sync::CancellationToken;
 use crate::client::Client;
 use crate::error::ClientError;
 use crate::fate::{Delivery, Fateful};
-use crate::worker::{ProducerIds, Worker};
+use crate::producer_ids::ProducerIds;
+use crate::worker::Worker;
 
 /// What a record costs in the buffer beside its bytes.
 const RECORD_OVERHEAD: usize = 32;
+
+/// No record is tried for longer: a cluster may have forgotten its producer then, and could not tell
+/// a repeat (`producer-id-expiration`, a day by default).
+const DELIVERY_MAX: Duration = Duration::from_secs(24 * 3_600);
 
 /// How a producer works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +43,8 @@ pub struct ProducerOptions {
     pub in_flight: usize,
     /// Bytes of records that are not delivered yet; `send` waits for room (default 32 MiB).
     pub buffer_bytes: usize,
-    /// A record that could not be delivered for so long fails (default 120 s).
+    /// A record that could not be delivered for so long fails (a day at most, default 120 s); less
+    /// than the cluster's `producer-id-expiration`, or a repeat may be in the log twice.
     pub delivery_timeout: Duration,
     /// How long a leader waits for its followers (default 30 s).
     pub request_timeout: Duration,
@@ -205,6 +211,7 @@ impl Client {
     pub fn producer(&self, options: ProducerOptions) -> Producer {
         let options = ProducerOptions {
             in_flight: options.in_flight.clamp(1, 5),
+            delivery_timeout: options.delivery_timeout.min(DELIVERY_MAX),
             ..options
         };
         Producer {

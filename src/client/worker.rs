@@ -11,7 +11,7 @@ use quorate_proto::v1::producer_client::ProducerClient;
 use quorate_record::{Batch, BatchBuilder, ProducerTag, Record};
 use quorate_types::{ErrorCode, PartitionId, ProducerEpoch, ProducerId, Sequence};
 use quorate_wire::ErrorInfo;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
@@ -21,6 +21,7 @@ use crate::client::{Client, MESSAGE_BYTES, to_leader};
 use crate::error::ClientError;
 use crate::fate::Acked;
 use crate::producer::{Gatherer, ProducerOptions, Sealed, Trouble};
+use crate::producer_ids::ProducerIds;
 
 /// A stream is opened within so long.
 const OPEN: Duration = Duration::from_secs(1);
@@ -29,46 +30,10 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_m
 /// A leader that does not answer for longer than the request's own time-out by so much is given up.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// The producer's id, fetched when it is first needed and again when it must begin anew.
-pub(crate) struct ProducerIds {
-    client: Client,
-    current: Mutex<Option<ProducerId>>,
-}
-
-impl ProducerIds {
-    pub(crate) fn new(client: Client) -> Self {
-        Self {
-            client,
-            current: Mutex::default(),
-        }
-    }
-
-    async fn shared(&self) -> Result<ProducerId, ClientError> {
-        let mut current = self.current.lock().await;
-        if let Some(id) = *current {
-            return Ok(id);
-        }
-        let id = self.fresh().await?;
-        *current = Some(id);
-        Ok(id)
-    }
-
-    async fn fresh(&self) -> Result<ProducerId, ClientError> {
-        let mut last = ClientError::Connection("no node is known".into());
-        for node in self.client.nodes() {
-            let mut client = ProducerClient::new(self.client.channel(&node)?);
-            match timeout(OPEN * 5, client.init_producer(v1::InitProducerRequest {})).await {
-                Ok(Ok(answer)) => {
-                    return ProducerId::from_signed(answer.into_inner().producer_id)
-                        .map_err(|error| ClientError::Protocol(error.to_string()));
-                }
-                Ok(Err(status)) => last = status.into(),
-                Err(_) => last = ClientError::Connection(format!("{node}: no answer in time")),
-            }
-        }
-        Err(last)
-    }
-}
+/// A sender that has sent nothing for so long begins anew before it does again, while everybody still
+/// knows it: what is sent to a leader that has forgotten the producer could not be told from a repeat
+/// afterwards. No leader forgets it sooner than in an hour (`producer-id-expiration`).
+const SILENCE: Duration = Duration::from_secs(30 * 60);
 
 /// A batch that has its sequence.
 struct InFlight {
@@ -98,10 +63,19 @@ pub(crate) struct Worker {
     partition: PartitionId,
     gatherer: Arc<Gatherer>,
     ids: Arc<ProducerIds>,
+    /// None until the first batch is to be sent, and where another is needed.
     id: Option<ProducerId>,
-    /// Bumped where sequences begin anew; fences late copies of what was sent before (KIP-360).
+    /// The id before, all of whose epochs were used here.
+    used_up: Option<ProducerId>,
+    /// Bumped where sequences begin anew; fences late copies of what was sent before (KIP-360). In
+    /// this partition only this sender uses the id, and nobody else was told it: so it is counted
+    /// here, without the quorum, which produces do not need otherwise (R6).
     epoch: ProducerEpoch,
     next_sequence: Sequence,
+    /// Another has taken over the id: there is no next epoch for this sender.
+    fenced: bool,
+    /// When something was sent last.
+    sent_at: Instant,
     next_request: u64,
     in_flight: VecDeque<InFlight>,
     stream: Option<Stream>,
@@ -136,8 +110,11 @@ impl Worker {
             gatherer,
             ids,
             id: None,
+            used_up: None,
             epoch: ProducerEpoch::ZERO,
             next_sequence: Sequence::ZERO,
+            fenced: false,
+            sent_at: Instant::now(),
             next_request: 0,
             in_flight: VecDeque::new(),
             stream: None,
@@ -182,6 +159,12 @@ impl Worker {
             let Some(sealed) = self.gatherer.take(&self.options) else {
                 return;
             };
+            if self.in_flight.is_empty()
+                && self.next_sequence != Sequence::ZERO
+                && self.sent_at.elapsed() >= SILENCE
+            {
+                self.renew();
+            }
             let batch = sealed.batch.clone();
             let mut entry = InFlight {
                 sealed,
@@ -225,7 +208,8 @@ impl Worker {
 
     async fn open(&mut self) -> Result<(), ClientError> {
         if self.id.is_none() {
-            let id = self.ids.shared().await?;
+            let (id, epoch) = self.ids.other_than(self.used_up).await?;
+            self.epoch = epoch;
             self.begin_sequence(id);
         }
         for entry in &mut self.in_flight {
@@ -291,7 +275,8 @@ impl Worker {
         for entry in sendable.filter(|entry| entry.sent.is_none()) {
             self.next_request += 1;
             entry.request_id = self.next_request;
-            entry.sent = Some(Instant::now());
+            self.sent_at = Instant::now();
+            entry.sent = Some(self.sent_at);
             let mut request = request(&self.options, &self.topic, self.partition, entry);
             // A former leader that has not heard of its end must not judge sequences.
             if let Some(request) = &mut request.request {
@@ -367,7 +352,10 @@ impl Worker {
     fn take_error(&mut self, at: usize, error: v1::ProduceError) -> Next {
         let code = ErrorCode::from_name(&error.reason);
         debug!(topic = self.topic, partition = %self.partition, reason = error.reason, "refused");
-        let gap = code == Some(ErrorCode::OutOfOrderSequenceNumber);
+        let forgotten = matches!(
+            code,
+            Some(ErrorCode::OutOfOrderSequenceNumber | ErrorCode::UnknownProducerId)
+        );
         // Of all refusals only this one says the same whatever became of those before it; and it
         // is known that a batch is not in the log that was never sent otherwise.
         if code == Some(ErrorCode::MessageTooLarge) && !self.in_flight[at].tried {
@@ -381,13 +369,38 @@ impl Worker {
             self.failed(format!("{}: {}", error.reason, error.message));
             return Next::Again;
         }
-        if gap && !self.in_flight[at].tried {
+        if code == Some(ErrorCode::InvalidProducerEpoch) {
+            self.give_way(&error);
+            return Next::Go;
+        }
+        if forgotten && !self.in_flight[at].tried && !self.fenced {
             // What this producer wrote is not remembered any more: it begins anew.
             self.renew();
             return Next::Again;
         }
-        self.fail_oldest(ClientError::Refused(error_info(error)));
+        let refused = ClientError::Refused(error_info(error));
+        self.fail_oldest(if forgotten {
+            // Its first try may have been taken, by a leader that knew what was before.
+            ClientError::TimedOut(format!("{refused}; the record may be in the log or not"))
+        } else {
+            refused
+        });
         Next::Again
+    }
+
+    /// Somebody asked the quorum for the next epoch of this id, to take over from whoever has it. So
+    /// nothing of it is taken any more, and another epoch must not be tried: it would be theirs. What
+    /// comes later is sent, and refused, under the same one.
+    fn give_way(&mut self, error: &v1::ProduceError) {
+        self.fenced = true;
+        for entry in self.in_flight.drain(..) {
+            let refused = ClientError::Refused(error_info(error.clone()));
+            entry.sealed.fate.decide(Err(if entry.tried {
+                ClientError::TimedOut(format!("{refused}; the record may be in the log or not"))
+            } else {
+                refused
+            }));
+        }
     }
 
     /// Remembers why records wait.
@@ -447,9 +460,16 @@ impl Worker {
         self.renew();
     }
 
-    /// Begins the sequences anew, under an epoch that fences what is still under way.
+    /// Begins the sequences anew, under an epoch that fences what is still under way; after the last
+    /// epoch, under an id that the next opening of a stream brings.
     fn renew(&mut self) {
-        let Some(id) = self.id else { return };
+        let Some(id) = self.id.filter(|_| !self.fenced) else {
+            return;
+        };
+        if self.epoch == ProducerEpoch::LAST {
+            (self.id, self.used_up, self.stream) = (None, Some(id), None);
+            return;
+        }
         self.epoch = self.epoch.next();
         self.begin_sequence(id);
     }

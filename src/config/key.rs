@@ -71,7 +71,7 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 /// Every setting of a node, in the order in which they are shown.
-pub static KEYS: [Key; 38] = [
+pub static KEYS: [Key; 39] = [
     key(
         "node-id",
         Kind::Node,
@@ -273,6 +273,13 @@ pub static KEYS: [Key; 38] = [
         Kind::Count(1..=1_000_000),
         Some("10000"),
         "Consumer groups of the cluster at most",
+    ),
+    key(
+        "producer-id-expiration",
+        Kind::Duration(HOUR..=365 * 24 * HOUR),
+        Some("1d"),
+        "A partition forgets an idempotent producer that wrote nothing to it for so long; no producer \
+         may try a record for longer",
     ),
     key(
         "offsets-retention",

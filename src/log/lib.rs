@@ -21,6 +21,8 @@ mod offline_tests;
 mod open;
 mod os_dir;
 mod partition_log;
+#[cfg(test)]
+mod producer_tests;
 mod reader;
 mod segment;
 mod start;

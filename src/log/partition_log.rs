@@ -140,6 +140,13 @@ impl<D: Dir> PartitionLog<D> {
         &self.producers
     }
 
+    /// Ends a round of the producers' silence ([`ProducerStates::age`]); gives how many were
+    /// forgotten. Those of whom the log, or a snapshot, still tells are known again, and counted
+    /// silent from then on, where the state is made of it: with an opening and with a cut.
+    pub fn age_producers(&mut self) -> usize {
+        self.producers.age()
+    }
+
     /// Truncations since it was opened.
     pub fn generation(&self) -> u64 {
         self.generation

@@ -106,6 +106,7 @@ impl Change<'_> {
             Command::AlterGroups { changes } => self.alter_groups(changes),
             Command::CommitOffsets { commits } => self.commit_offsets(commits),
             Command::AllocateProducerIds { count } => self.allocate_producer_ids(*count),
+            Command::BumpProducerEpoch { id, epoch } => self.bump_producer_epoch(*id, *epoch),
         }
     }
 }

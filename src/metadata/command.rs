@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use quorate_types::{
     BootId, BrokerEpoch, ClusterId, DirectoryId, Endpoint, ErrorCode, Incarnation, LeaderEpoch,
-    NodeId, Offset, PartitionEpoch, ProducerId, RaftIndex, Term, Timestamp, TopicId, TopicName,
-    TopicPartition,
+    NodeId, Offset, PartitionEpoch, ProducerEpoch, ProducerId, RaftIndex, Term, Timestamp, TopicId,
+    TopicName, TopicPartition,
 };
 use serde::{Deserialize, Serialize};
 
@@ -256,6 +256,13 @@ pub enum Command {
         /// 1–10,000.
         count: u32,
     },
+    /// The next epoch of a producer id, for whoever has the newest (KIP-360).
+    BumpProducerEpoch {
+        /// An id that was given out.
+        id: ProducerId,
+        /// The newest epoch that was given out: 0 with the id itself.
+        epoch: ProducerEpoch,
+    },
 }
 
 /// Why a command changed nothing.
@@ -291,6 +298,14 @@ pub enum Outcome {
         first: ProducerId,
         /// How many, one after the other.
         count: u32,
+    },
+    /// An epoch that only the proposer has.
+    ProducerEpoch {
+        /// Of this id: another one than was named where that has no epochs left, or its newest is
+        /// not known any more.
+        id: ProducerId,
+        /// The epoch.
+        epoch: ProducerEpoch,
     },
     /// Each item was judged by itself, and done where it is not among these.
     Judged {

@@ -2,8 +2,8 @@
 //! command is done and refused. What it proposes follows from the image, as a node's would.
 
 use quorate_types::{
-    BrokerEpoch, ClusterId, CoordinatorEpoch, LeaderEpoch, NodeId, Offset, PartitionId, RaftIndex,
-    Term, Timestamp, TopicId, TopicPartition,
+    BrokerEpoch, ClusterId, CoordinatorEpoch, LeaderEpoch, NodeId, Offset, PartitionId,
+    ProducerEpoch, ProducerId, RaftIndex, Term, Timestamp, TopicId, TopicPartition,
 };
 
 use crate::group_tests::{alter, commit, joins, member};
@@ -144,6 +144,7 @@ pub(crate) fn script<'a>(apply: impl FnMut(Step, LogId) -> MetadataImage + 'a) {
     losses(&mut life);
     groups(&mut life);
     the_end(&mut life);
+    producers(&mut life);
 }
 
 fn brokers_and_topics(life: &mut Life) {
@@ -367,4 +368,13 @@ fn the_end(life: &mut Life) {
     let restart = register(1, 2, 1, 1);
     life.start(restart);
     life.elect();
+}
+
+fn producers(life: &mut Life) {
+    for (id, epoch) in [(3, 0), (3, 0), (3, 1), (4, 0), (4, 5), (1 << 40, 0)] {
+        life.run(Command::BumpProducerEpoch {
+            id: ProducerId::new(id),
+            epoch: ProducerEpoch::new(epoch),
+        });
+    }
 }

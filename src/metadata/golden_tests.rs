@@ -20,7 +20,7 @@ use crate::golden_script::{Step, script};
 use crate::{Command, Envelope, LogId, MetadataImage, Outcome};
 
 /// How many commands there are; each must be in the log.
-const COMMANDS: usize = 17;
+const COMMANDS: usize = 18;
 
 fn number(command: &Command) -> usize {
     match command {
@@ -41,6 +41,7 @@ fn number(command: &Command) -> usize {
         Command::SetFeature { .. } => 14,
         Command::AlterGroups { .. } => 15,
         Command::CommitOffsets { .. } => 16,
+        Command::BumpProducerEpoch { .. } => 17,
     }
 }
 

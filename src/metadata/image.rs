@@ -8,7 +8,8 @@ use imbl::OrdMap;
 use quorate_config::TopicSettings;
 use quorate_types::{
     BootId, BrokerEpoch, ClusterId, DirectoryId, Endpoint, GroupId, GroupShard, Incarnation,
-    LeaderEpoch, NodeId, Offset, PartitionEpoch, TopicId, TopicName, TopicPartition,
+    LeaderEpoch, NodeId, Offset, PartitionEpoch, ProducerEpoch, ProducerId, TopicId, TopicName,
+    TopicPartition,
 };
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,7 @@ use crate::group::{
 };
 use crate::history::{History, StoredHistory};
 use crate::origins::{OriginWindow, Origins};
+use crate::producers::{ProducerEpochs, StoredProducerEpochs};
 
 /// What a broker may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,6 +191,7 @@ pub struct MetadataImage {
     pub(crate) partitions: OrdMap<TopicPartition, Arc<Registration>>,
     pub(crate) origins: Origins,
     pub(crate) next_producer_id: u64,
+    pub(crate) producer_epochs: ProducerEpochs,
     pub(crate) history: History,
     pub(crate) shards: OrdMap<GroupShard, Shard>,
     pub(crate) groups: OrdMap<GroupId, Arc<Group>>,
@@ -209,6 +212,8 @@ pub(crate) struct Stored {
     partitions: Vec<(TopicPartition, Registration)>,
     origins: Vec<((NodeId, DirectoryId), OriginWindow)>,
     next_producer_id: u64,
+    #[serde(default, skip_serializing_if = "StoredProducerEpochs::is_empty")]
+    producer_epochs: StoredProducerEpochs,
     #[serde(default)]
     history: StoredHistory,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -248,6 +253,7 @@ impl MetadataImage {
             partitions: OrdMap::new(),
             origins: OrdMap::new(),
             next_producer_id: 0,
+            producer_epochs: ProducerEpochs::default(),
             history: History::default(),
             shards: OrdMap::new(),
             groups: OrdMap::new(),
@@ -310,6 +316,12 @@ impl MetadataImage {
         self.partitions.get(id)
     }
 
+    /// The newest epoch of a producer id that was given out: what is older is fenced (R11). 0 where
+    /// none was asked for beside the id itself.
+    pub fn producer_epoch(&self, id: ProducerId) -> ProducerEpoch {
+        self.producer_epochs.of(id)
+    }
+
     pub(crate) fn is_active(&self, node: NodeId) -> bool {
         self.broker(node)
             .is_some_and(|broker| broker.state == BrokerState::Active)
@@ -343,6 +355,7 @@ impl MetadataImage {
                 .map(|(of, window)| (*of, window.clone()))
                 .collect(),
             next_producer_id: self.next_producer_id,
+            producer_epochs: (&self.producer_epochs).into(),
             history: (&self.history).into(),
             shards: self
                 .shards
@@ -401,6 +414,7 @@ impl MetadataImage {
                 .collect(),
             origins: stored.origins.into_iter().collect(),
             next_producer_id: stored.next_producer_id,
+            producer_epochs: stored.producer_epochs.into(),
             history: stored.history.into(),
             shards: stored.shards.into_iter().collect(),
             groups: load_groups(stored.groups),

@@ -33,6 +33,7 @@ mod history_tests;
 mod image;
 mod origins;
 mod placement;
+mod producers;
 #[cfg(test)]
 mod tests;
 

@@ -17,6 +17,8 @@ mod image_tests;
 mod node;
 #[cfg(test)]
 mod overload_tests;
+#[cfg(test)]
+mod producer_tests;
 mod serve;
 #[cfg(test)]
 mod subscribe_tests;

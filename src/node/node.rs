@@ -344,6 +344,7 @@ fn broker_config(settings: &NodeSettings) -> BrokerConfig {
             replica_lag_time_max: settings.replica_lag_time_max,
             session_timeout: settings.broker_session_timeout,
             heartbeat_interval: settings.heartbeat_interval,
+            producer_id_expiration: settings.producer_id_expiration,
             ..Timing::default()
         },
         lifecycle: LifecycleConfig {

@@ -22,6 +22,6 @@ pub use codec::Records;
 pub use epochs::LeaderEpochCache;
 pub use header::{BatchError, BatchHeader, HEADER_LEN, ProducerTag};
 pub use partitioner::{StickyPartitioner, murmur2, partition_for_key};
-pub use producers::{ProducerState, ProducerStates, SequenceCheck, SequenceError};
+pub use producers::{ProducerState, ProducerStates, SILENT_ROUNDS, SequenceCheck, SequenceError};
 pub use quorate_types::{Compression, UnknownCompression};
 pub use records::{Record, RecordHeader};

@@ -1,7 +1,7 @@
 //! What each idempotent producer has appended last: enough to refuse gaps and recognise repeats
-//! (R11, KIP-98, KIP-360).
+//! (R11, KIP-98, KIP-360). Whoever has been silent for long is forgotten (KIP-854).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use quorate_types::{Offset, ProducerEpoch, ProducerId, Sequence};
 
@@ -12,6 +12,9 @@ const WINDOW: usize = 5;
 
 /// Producers remembered of a partition; the one that has been silent longest is forgotten first.
 const PRODUCERS_MAX: usize = 100_000;
+
+/// Whole rounds ([`ProducerStates::age`]) of silence after which a producer is forgotten.
+pub const SILENT_ROUNDS: u8 = 24;
 
 /// A batch as its producer's state remembers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,9 +28,19 @@ struct Appended {
 struct Producer {
     epoch: ProducerEpoch,
     last: VecDeque<Appended>,
+    /// Rounds that have ended since its last batch came, the one in which it came among them.
+    silent: u8,
 }
 
 impl Producer {
+    fn new(epoch: ProducerEpoch) -> Self {
+        Self {
+            epoch,
+            last: VecDeque::with_capacity(WINDOW),
+            silent: 0,
+        }
+    }
+
     fn next_sequence(&self) -> Sequence {
         self.last.back().map_or(Sequence::ZERO, |batch| {
             batch.base_sequence.plus(batch.record_count)
@@ -72,6 +85,12 @@ pub enum SequenceError {
         /// What came.
         got: Sequence,
     },
+    /// Nothing is remembered of its producer, and it is not a first batch.
+    #[error("sequence {got} of a producer of whom nothing is remembered")]
+    UnknownProducer {
+        /// What came.
+        got: Sequence,
+    },
     /// A newer instance of the producer has appended.
     #[error("producer epoch {got} is older than {current}")]
     StaleEpoch {
@@ -94,10 +113,18 @@ pub struct ProducerState {
     pub last: Vec<(Sequence, u32, Offset)>,
 }
 
-/// The producers of one partition. Deterministic: equal logs give equal states.
+/// The producers of one partition.
+///
+/// Equal logs give states that differ in one way only: who has been silent for long may be known
+/// to one replica and forgotten by another, since each forgets by itself, by a clock that only
+/// ever runs slow (it begins anew with each opening, and stands still while the process does).
+/// That is harmless: what a replica does not know it refuses, unless the producer begins anew (a
+/// first sequence), and where one has begun anew, all forget what was before.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ProducerStates {
     producers: BTreeMap<ProducerId, Producer>,
+    /// The same, whoever has been silent longest first.
+    by_end: BTreeSet<(Offset, ProducerId)>,
 }
 
 impl ProducerStates {
@@ -112,14 +139,12 @@ impl ProducerStates {
     ) -> Result<SequenceCheck, SequenceError> {
         let got = tag.base_sequence;
         let Some(producer) = self.producers.get(&tag.id) else {
-            // Unknown: its first batch, or a forgotten one whose state went with the log.
+            // Its first batch; or it was forgotten, or what it wrote went with the log. Kafka takes
+            // any sequence then: a repeat of what was forgotten would be in the log twice.
             return if got == Sequence::ZERO {
                 Ok(SequenceCheck::Append)
             } else {
-                Err(SequenceError::OutOfOrder {
-                    expected: Sequence::ZERO,
-                    got,
-                })
+                Err(SequenceError::UnknownProducer { got })
             };
         };
         if tag.epoch < producer.epoch {
@@ -167,11 +192,16 @@ impl ProducerStates {
         if header.is_control {
             return;
         }
-        let producer = self.producers.entry(tag.id).or_insert_with(|| Producer {
-            epoch: tag.epoch,
-            last: VecDeque::new(),
-        });
-        if producer.epoch != tag.epoch {
+        let producer = self
+            .producers
+            .entry(tag.id)
+            .or_insert_with(|| Producer::new(tag.epoch));
+        self.by_end.remove(&(producer.last_end(), tag.id));
+        // A leader that had forgotten the producer took a first sequence at the same epoch. What was
+        // before must not be found for one of the sequences that follow now.
+        let anew =
+            tag.base_sequence == Sequence::ZERO && producer.next_sequence() != Sequence::ZERO;
+        if producer.epoch != tag.epoch || anew {
             producer.epoch = tag.epoch;
             producer.last.clear();
         }
@@ -183,15 +213,30 @@ impl ProducerStates {
             record_count: header.record_count,
             base_offset: header.base_offset,
         });
-        if self.producers.len() > PRODUCERS_MAX {
-            let silent = self
-                .producers
-                .iter()
-                .min_by_key(|(_, producer)| producer.last_end());
-            if let Some(id) = silent.map(|(id, _)| *id) {
-                self.producers.remove(&id);
-            }
+        producer.silent = 0;
+        self.by_end.insert((producer.last_end(), tag.id));
+        if self.producers.len() > PRODUCERS_MAX
+            && let Some((_, silent)) = self.by_end.pop_first()
+        {
+            self.producers.remove(&silent);
         }
+    }
+
+    /// Ends a round: whoever has appended nothing for [`SILENT_ROUNDS`] whole rounds is forgotten.
+    /// Gives how many were.
+    pub fn age(&mut self) -> usize {
+        let before = self.producers.len();
+        let by_end = &mut self.by_end;
+        self.producers.retain(|id, producer| {
+            producer.silent += 1;
+            // The round in which its last batch came was no whole one.
+            let stays = producer.silent <= SILENT_ROUNDS;
+            if !stays {
+                by_end.remove(&(producer.last_end(), *id));
+            }
+            stays
+        });
+        before - self.producers.len()
     }
 
     /// How many producers are known.
@@ -217,7 +262,8 @@ impl ProducerStates {
         })
     }
 
-    /// The state as bytes, for snapshots; framing and checksum are the file's.
+    /// The state as bytes, for snapshots; framing and checksum are the file's. Not how long each has
+    /// been silent: it counts from when the state is read.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         out.extend_from_slice(&(self.producers.len() as u32).to_be_bytes());
@@ -243,20 +289,24 @@ impl ProducerStates {
             let id = ProducerId::new(u64::from_be_bytes(take(&mut rest)?));
             let epoch = ProducerEpoch::new(u16::from_be_bytes(take(&mut rest)?));
             let [batches] = take::<1>(&mut rest)?;
-            let mut last = VecDeque::with_capacity(WINDOW);
             if usize::from(batches) > WINDOW {
                 return None;
             }
+            let mut producer = Producer::new(epoch);
             for _ in 0..batches {
-                last.push_back(Appended {
+                producer.last.push_back(Appended {
                     base_sequence: Sequence::new(u32::from_be_bytes(take(&mut rest)?)),
                     record_count: u32::from_be_bytes(take(&mut rest)?),
                     base_offset: Offset::new(u64::from_be_bytes(take(&mut rest)?)),
                 });
             }
-            producers.insert(id, Producer { epoch, last });
+            producers.insert(id, producer);
         }
-        rest.is_empty().then_some(Self { producers })
+        let ends = producers
+            .iter()
+            .map(|(id, producer)| (producer.last_end(), *id));
+        let by_end = ends.collect();
+        rest.is_empty().then_some(Self { producers, by_end })
     }
 }
 
@@ -273,8 +323,12 @@ mod tests {
     use quorate_types::{LeaderEpoch, Timestamp};
 
     fn tag(epoch: u16, sequence: u32) -> ProducerTag {
+        tag_of(7, epoch, sequence)
+    }
+
+    fn tag_of(id: u64, epoch: u16, sequence: u32) -> ProducerTag {
         ProducerTag {
-            id: ProducerId::new(7),
+            id: ProducerId::new(id),
             epoch: ProducerEpoch::new(epoch),
             base_sequence: Sequence::new(sequence),
         }
@@ -337,5 +391,82 @@ mod tests {
         for cut in 0..bytes.len() {
             assert_eq!(ProducerStates::decode(&bytes[..cut]), None);
         }
+    }
+
+    fn silence(states: &mut ProducerStates, rounds: u8) -> usize {
+        (0..rounds).map(|_| states.age()).sum()
+    }
+
+    #[test]
+    fn who_is_silent_for_all_rounds_is_forgotten_and_who_appends_is_not() {
+        let mut states = ProducerStates::default();
+        append(&mut states, tag_of(1, 0, 0), 1, 0);
+        append(&mut states, tag_of(2, 0, 0), 1, 1);
+        assert_eq!(silence(&mut states, SILENT_ROUNDS), 0, "23 whole ones");
+        append(&mut states, tag_of(2, 0, 1), 1, 2);
+        assert_eq!(states.age(), 1);
+        let known: Vec<u64> = states.iter().map(|state| state.id.get()).collect();
+        assert_eq!(known, [2]);
+        let got = Sequence::new(1);
+        let unknown = Err(SequenceError::UnknownProducer { got });
+        assert_eq!(states.check(&tag_of(1, 0, 1), 1), unknown);
+        assert_eq!(
+            states.check(&tag_of(1, 1, 0), 1),
+            Ok(SequenceCheck::Append),
+            "a new instance is taken as it always is"
+        );
+        assert_eq!(silence(&mut states, SILENT_ROUNDS), 1);
+        assert_eq!(states, ProducerStates::default());
+    }
+
+    #[test]
+    fn what_a_state_is_read_from_counts_silence_anew() {
+        let mut states = ProducerStates::default();
+        append(&mut states, tag(0, 0), 1, 0);
+        silence(&mut states, SILENT_ROUNDS);
+        let mut read = ProducerStates::decode(&states.encode()).unwrap();
+        assert_eq!((states.age(), read.age()), (1, 0));
+    }
+
+    #[test]
+    fn one_that_begins_anew_leaves_nothing_of_before_to_be_found() {
+        // Two replicas: the one that leads has forgotten the producer, the other has not.
+        let (mut forgetful, mut mindful) = (ProducerStates::default(), ProducerStates::default());
+        for sequence in 0..5 {
+            append(&mut mindful, tag(0, sequence), 1, u64::from(sequence));
+        }
+        assert_eq!(forgetful.check(&tag(0, 0), 1), Ok(SequenceCheck::Append));
+        append(&mut forgetful, tag(0, 0), 1, 5);
+        append(&mut mindful, tag(0, 0), 1, 5);
+        assert_eq!(mindful, forgetful);
+        // The next one is new: it must not be taken for the one at offset 1.
+        assert_eq!(mindful.check(&tag(0, 1), 1), Ok(SequenceCheck::Append));
+    }
+
+    #[test]
+    fn sequences_that_wrap_to_zero_do_not_begin_anew() {
+        let mut states = ProducerStates::default();
+        let last = i32::MAX as u32;
+        append(&mut states, tag(0, last), 1, 0);
+        append(&mut states, tag(0, 0), 1, 1);
+        let duplicate = SequenceCheck::Duplicate {
+            base: Offset::ZERO,
+            end: Offset::new(1),
+        };
+        assert_eq!(states.check(&tag(0, last), 1), Ok(duplicate));
+    }
+
+    #[test]
+    fn of_too_many_producers_the_one_that_is_silent_longest_is_forgotten() {
+        let mut states = ProducerStates::default();
+        let count = PRODUCERS_MAX as u64;
+        for id in 0..count {
+            append(&mut states, tag_of(id, 0, 0), 1, id);
+        }
+        append(&mut states, tag_of(0, 0, 1), 1, count);
+        append(&mut states, tag_of(count, 0, 0), 1, count + 1);
+        assert_eq!(states.len(), PRODUCERS_MAX);
+        let gone = |id: u64| states.check(&tag_of(id, 0, 1), 1).is_err();
+        assert!(!gone(0) && gone(1) && !gone(2) && !gone(count));
     }
 }

@@ -46,6 +46,9 @@ pub struct Timing {
     pub push_bytes: usize,
     /// High watermark and recovery point are noted so often.
     pub checkpoint_interval: Duration,
+    /// `producer-id-expiration` (KIP-854): who has appended nothing for so long, and up to a 24th
+    /// more, is forgotten (R11).
+    pub producer_id_expiration: Duration,
 }
 
 impl Default for Timing {
@@ -60,6 +63,7 @@ impl Default for Timing {
             window_bytes: 4 << 20,
             push_bytes: 256 << 10,
             checkpoint_interval: Duration::from_millis(500),
+            producer_id_expiration: Duration::from_secs(24 * 3_600),
         }
     }
 }
@@ -287,6 +291,13 @@ pub enum ProduceError {
         /// What came.
         got: Sequence,
     },
+    /// Nothing is remembered of the producer, and this is not its first batch: it was silent for
+    /// too long, or what it wrote is not in the log any more. It begins anew, at its next epoch.
+    #[error("nothing is known of a producer whose sequence is {got}")]
+    UnknownProducer {
+        /// What came.
+        got: Sequence,
+    },
     /// A newer instance of the producer exists.
     #[error("producer epoch is {current}")]
     StaleProducerEpoch {
@@ -315,6 +326,7 @@ impl ProduceError {
             Self::InvalidRecord(_) => ErrorCode::InvalidRecord,
             Self::OutOfOrderSequence { .. } => ErrorCode::OutOfOrderSequenceNumber,
             Self::DuplicateSequence { .. } => ErrorCode::DuplicateSequenceNumber,
+            Self::UnknownProducer { .. } => ErrorCode::UnknownProducerId,
             Self::StaleProducerEpoch { .. } => ErrorCode::InvalidProducerEpoch,
             Self::ControllerSilent => ErrorCode::BrokerNotAvailable,
             Self::Storage(_) => ErrorCode::KafkaStorageError,

@@ -135,6 +135,7 @@ impl<F: Faults> ReplicaLeader<F> {
                     ProduceError::OutOfOrderSequence { expected, got }
                 }
                 SequenceError::Duplicate { got } => ProduceError::DuplicateSequence { got },
+                SequenceError::UnknownProducer { got } => ProduceError::UnknownProducer { got },
                 SequenceError::StaleEpoch { current, .. } => {
                     ProduceError::StaleProducerEpoch { current }
                 }

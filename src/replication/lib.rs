@@ -17,6 +17,8 @@ mod leader_push;
 #[cfg(test)]
 mod loss_tests;
 mod messages;
+#[cfg(test)]
+mod producer_tests;
 mod replica;
 mod replica_flush;
 #[cfg(test)]

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use quorate_log::{Dir, LogOptions, PartitionLog};
 use quorate_metadata::DataLoss;
+use quorate_record::SILENT_ROUNDS;
 use quorate_types::{ErrorCode, LeaderEpoch, NodeId, RaftIndex, SubscriptionId, TopicPartition};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::events::{
     Action, Context, Event, Produce, ProduceError, ProposalId, Status, StreamId, Timing,
@@ -50,6 +51,8 @@ pub struct Replica<D: Dir, F: Faults = NoFaults> {
     /// Since when a flush is under way.
     pub(crate) flushing_since: Option<Duration>,
     pub(crate) checkpointed_at: Duration,
+    /// When the present round of the producers' silence began (R11); none before the first tick.
+    round_since: Option<Duration>,
     /// When a log whose disk failed may be cut and taken into use again.
     pub(crate) recovery: Backoff,
     /// The last leader epoch at which it was named leader although it is damaged.
@@ -85,6 +88,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             notice: None,
             flushing_since: None,
             checkpointed_at: Duration::ZERO,
+            round_since: None,
             recovery: Backoff::default(),
             led_in_vain: None,
             resigned_at: None,
@@ -469,6 +473,7 @@ impl<D: Dir, F: Faults> Replica<D, F> {
         }
         self.check_flush(cx.now);
         self.checkpoint_if_due(cx, out);
+        self.age_producers(cx.now);
         // The image may have come before the quorum's answer, or the disk may have room again.
         if matches!(self.role, Role::Failed(_))
             && self.notice.is_none()
@@ -476,6 +481,24 @@ impl<D: Dir, F: Faults> Replica<D, F> {
             && let Some(view) = self.view.clone()
         {
             self.take_view(cx, view, out);
+        }
+    }
+
+    /// Ends a round of the producers' silence where it is over. One at most: while the process stood
+    /// still, producers may have written what has not come here yet.
+    fn age_producers(&mut self, now: Duration) {
+        let since = *self.round_since.get_or_insert(now);
+        let round = self.timing.producer_id_expiration / u32::from(SILENT_ROUNDS);
+        if now.saturating_sub(since) < round {
+            return;
+        }
+        self.round_since = Some(now);
+        let forgotten = self.log.age_producers();
+        if forgotten > 0 {
+            debug!(
+                partition = self.log.name(),
+                forgotten, "silent producers are forgotten"
+            );
         }
     }
 

@@ -57,6 +57,7 @@ pub(crate) struct Cluster {
     kept_acks: Option<Vec<(NodeId, Event)>>,
     /// The quorum does not take any.
     pub(crate) refuse_proposals: bool,
+    timing: Timing,
 }
 
 pub(crate) fn node(id: u32) -> NodeId {
@@ -69,11 +70,16 @@ fn stream(from: NodeId, to: NodeId) -> StreamId {
 }
 
 fn batch(mark: u64, producer: Option<(u64, u32)>) -> Batch {
+    batch_of(mark, producer.map(|(id, sequence)| (id, 0, sequence)))
+}
+
+/// Of a producer by its id, epoch and sequence.
+fn batch_of(mark: u64, producer: Option<(u64, u16, u32)>) -> Batch {
     let mut builder = BatchBuilder::new(Compression::None);
-    if let Some((id, sequence)) = producer {
+    if let Some((id, epoch, sequence)) = producer {
         builder = builder.producer(ProducerTag {
             id: ProducerId::new(id),
-            epoch: ProducerEpoch::ZERO,
+            epoch: ProducerEpoch::new(epoch),
             base_sequence: Sequence::new(sequence),
         });
     }
@@ -88,6 +94,10 @@ fn batch(mark: u64, producer: Option<(u64, u32)>) -> Batch {
 
 impl Cluster {
     pub(crate) fn new() -> Self {
+        Self::with(Timing::default())
+    }
+
+    pub(crate) fn with(timing: Timing) -> Self {
         let root = TempDir::new().unwrap();
         let mut cluster = Self {
             dirs: BTreeMap::new(),
@@ -101,6 +111,7 @@ impl Cluster {
             requests: 0,
             kept_acks: None,
             refuse_proposals: false,
+            timing,
             _root: root,
         };
         for id in 1..=3 {
@@ -131,7 +142,7 @@ impl Cluster {
         let (log, report) = PartitionLog::open(dir, "p", LogOptions::default(), cx).unwrap();
         assert_eq!(report.damaged, None);
         let subscriptions = Arc::new(AtomicU64::new(life * 1_000_000));
-        let replica = Replica::new(node(id), ID, log, Timing::default(), subscriptions);
+        let replica = Replica::new(node(id), ID, log, self.timing, subscriptions);
         let epoch = BrokerEpoch::ZERO;
         let started = Node {
             replica: Some(replica),
@@ -330,6 +341,11 @@ impl Cluster {
         tag: Option<(u64, u32)>,
     ) -> u64 {
         self.produce_batch(to, batch(mark, tag), acks)
+    }
+
+    /// Of a producer by its id, epoch and sequence.
+    pub(crate) fn produce_as(&mut self, to: u32, mark: u64, tag: (u64, u16, u32)) -> u64 {
+        self.produce_batch(to, batch_of(mark, Some(tag)), Acks::All)
     }
 
     pub(crate) fn produce_batch(&mut self, to: u32, batch: Batch, acks: Acks) -> u64 {

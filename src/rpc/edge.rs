@@ -414,7 +414,7 @@ mod tests {
         let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"));
         let mut client = ProducerClient::new(endpoint.unwrap().connect_lazy());
         let refused = client
-            .init_producer(InitProducerRequest {})
+            .init_producer(InitProducerRequest::default())
             .await
             .unwrap_err();
         let code = |status| from_status(&forward_failed(status, true)).unwrap().code;

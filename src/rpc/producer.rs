@@ -3,13 +3,16 @@
 use std::time::{Duration, Instant};
 
 use quorate_broker::{PendingProduce, ProduceCall, Waiter};
+use quorate_metadata::{Command, Outcome};
 use quorate_proto::v1;
 use quorate_proto::v1::producer_client::ProducerClient;
 use quorate_proto::v1::producer_server::Producer;
-use quorate_record::{Batch, BatchError, partition_for_key};
+use quorate_record::{Batch, BatchError, ProducerTag, partition_for_key};
 use quorate_replication::{ProduceError, Produced};
-use quorate_types::{ErrorCode, LeaderEpoch, NodeId, PartitionId, Timestamp};
-use quorate_wire::ErrorInfo;
+use quorate_types::{
+    ErrorCode, LeaderEpoch, NodeId, PartitionId, ProducerEpoch, ProducerId, Timestamp,
+};
+use quorate_wire::{ErrorInfo, WireError};
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
@@ -73,6 +76,24 @@ fn response(id: PartitionId, produced: &Produced) -> v1::ProduceResponse {
     }
 }
 
+/// From whom a producer takes over, if from anybody.
+fn former_self(
+    request: &v1::InitProducerRequest,
+) -> Result<Option<(ProducerId, ProducerEpoch)>, ErrorInfo> {
+    let (id, epoch) = match (request.producer_id, request.producer_epoch) {
+        (None, None) => return Ok(None),
+        (Some(id), Some(epoch)) => (id, epoch),
+        _ => {
+            let message = "producer_id and producer_epoch go together: give both, or none of them";
+            return Err(ErrorInfo::new(ErrorCode::InvalidRequest, message));
+        }
+    };
+    let id = ProducerId::from_signed(id).map_err(|_| WireError::Range("producer_id"));
+    let epoch = quorate_wire::producer_epoch(epoch);
+    let both = id.and_then(|id| Ok((id, epoch?)));
+    both.map(Some).map_err(|error| invalid(&error))
+}
+
 impl Edge {
     fn prepare(&self, request: v1::ProduceRequest) -> Result<Prepared, ErrorInfo> {
         let topic_id = request
@@ -101,6 +122,9 @@ impl Edge {
                 return Err(ErrorInfo::new(ErrorCode::InvalidRequest, message));
             }
         };
+        if let Some(tag) = &batch.header().producer {
+            self.check_producer(tag)?;
+        }
         let partition = match request.partition {
             Some(number) => Self::partition(number)?,
             None if batch.header().producer.is_some() => {
@@ -125,6 +149,42 @@ impl Edge {
             call,
             request,
         })
+    }
+
+    /// Refuses what was written before the quorum gave the producer's next epoch to another (R11), also
+    /// in partitions to which that one has written nothing yet.
+    fn check_producer(&self, tag: &ProducerTag) -> Result<(), ErrorInfo> {
+        let current = self.image().producer_epoch(tag.id);
+        if tag.epoch < current {
+            return Err(produce_error(&ProduceError::StaleProducerEpoch { current }));
+        }
+        Ok(())
+    }
+
+    /// The next epoch of an id, which nobody else gets; or a new id in its place.
+    async fn next_epoch(
+        &self,
+        id: ProducerId,
+        epoch: ProducerEpoch,
+    ) -> Result<(ProducerId, ProducerEpoch), ErrorInfo> {
+        let command = Command::BumpProducerEpoch { id, epoch };
+        match self.propose(command, self.timeout(0)).await? {
+            Outcome::ProducerEpoch { id, epoch } => Ok((id, epoch)),
+            other => {
+                let message = format!("unexpected outcome {other:?}");
+                Err(ErrorInfo::new(ErrorCode::UnknownServerError, message))
+            }
+        }
+    }
+
+    async fn init(
+        &self,
+        request: &v1::InitProducerRequest,
+    ) -> Result<(ProducerId, ProducerEpoch), ErrorInfo> {
+        match former_self(request)? {
+            Some((id, epoch)) => self.next_epoch(id, epoch).await,
+            None => Ok((self.producer_id().await?, ProducerEpoch::ZERO)),
+        }
     }
 
     /// The partition of a request that names none: by its key, else in turn. All records of one
@@ -279,16 +339,13 @@ impl Producer for Edge {
 
     async fn init_producer(
         &self,
-        _: Request<v1::InitProducerRequest>,
+        request: Request<v1::InitProducerRequest>,
     ) -> Result<Response<v1::InitProducerResponse>, Status> {
-        let id = self
-            .producer_id()
-            .await
-            .map_err(|error| to_status(&error))?;
-        let response = v1::InitProducerResponse {
+        let given = self.init(request.get_ref()).await;
+        let (id, epoch) = given.map_err(|error| to_status(&error))?;
+        Ok(Response::new(v1::InitProducerResponse {
             producer_id: id.to_signed(),
-            producer_epoch: 0,
-        };
-        Ok(Response::new(response))
+            producer_epoch: epoch.to_signed().into(),
+        }))
     }
 }

@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use quorate_proto::v1;
 use quorate_record::{Batch, BatchBuilder, BatchError, Compression, ProducerTag, RecordHeader};
-use quorate_types::{Offset, ProducerEpoch, ProducerId, Sequence, Timestamp};
+use quorate_types::{Offset, ProducerId, Sequence, Timestamp};
 use quorate_wire::WireError;
 
 /// A batch's records may take so much memory when decompressed here: a client that wants larger
@@ -172,10 +172,7 @@ fn producer(request: &v1::ProduceRequest) -> Result<Option<ProducerTag>, WireErr
         (None, None, None) => Ok(None),
         (Some(id), Some(epoch), Some(sequence)) => Ok(Some(ProducerTag {
             id: ProducerId::from_signed(id).map_err(|_| WireError::Range("producer_id"))?,
-            epoch: i16::try_from(epoch)
-                .ok()
-                .and_then(|epoch| ProducerEpoch::from_signed(epoch).ok())
-                .ok_or(WireError::Range("producer_epoch"))?,
+            epoch: quorate_wire::producer_epoch(epoch)?,
             base_sequence: Sequence::from_signed(sequence)
                 .map_err(|_| WireError::Range("base_sequence"))?,
         })),

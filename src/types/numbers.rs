@@ -141,6 +141,11 @@ impl Offset {
     }
 }
 
+impl ProducerEpoch {
+    /// The last that a batch can carry.
+    pub const LAST: Self = Self(i16::MAX as u16);
+}
+
 impl Sequence {
     /// The sequence `count` records further, wrapping after 2³¹−1 as Kafka's does.
     #[must_use]

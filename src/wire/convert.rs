@@ -1,7 +1,7 @@
 //! Fields.
 
 use quorate_proto::v1;
-use quorate_types::{Acks, Endpoint, TopicId};
+use quorate_types::{Acks, Endpoint, ProducerEpoch, TopicId};
 
 /// A field that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -31,6 +31,17 @@ pub enum WireError {
 /// [`WireError::Id`].
 pub fn topic_id(bytes: &[u8]) -> Result<TopicId, WireError> {
     TopicId::from_slice(bytes).ok_or(WireError::Id("topic_id"))
+}
+
+/// Reads a producer's epoch: 0 to 32,767, as a batch has room for.
+///
+/// # Errors
+/// [`WireError::Range`].
+pub fn producer_epoch(number: i32) -> Result<ProducerEpoch, WireError> {
+    i16::try_from(number)
+        .ok()
+        .and_then(|epoch| ProducerEpoch::from_signed(epoch).ok())
+        .ok_or(WireError::Range("producer_epoch"))
 }
 
 /// Reads the acks of a request.

@@ -6,7 +6,7 @@ mod error;
 mod groups;
 mod unsent;
 
-pub use convert::{WireError, acks, acks_to_proto, endpoint_to_proto, topic_id};
+pub use convert::{WireError, acks, acks_to_proto, endpoint_to_proto, producer_epoch, topic_id};
 /// Metadata key of a request that is not to be forwarded: a node has done it already, or the client
 /// wants an answer of the leader itself.
 pub const FORWARDED: &str = "quorate-forwarded";

@@ -325,7 +325,9 @@ impl World {
             watched.unclean.is_some() || seen.any(|seen| seen.log_start > 0)
         });
         match &result {
-            Err(ProduceError::OutOfOrderSequence { .. }) if forgotten => {
+            Err(ProduceError::OutOfOrderSequence { .. } | ProduceError::UnknownProducer { .. })
+                if forgotten =>
+            {
                 self.begin_anew(request.client);
             }
             Err(ProduceError::DuplicateSequence { got }) if !forgotten => {

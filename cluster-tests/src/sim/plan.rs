@@ -134,6 +134,8 @@ impl Plan {
             window_bytes: rng.random_range(200..4_000),
             push_bytes: rng.random_range(100..1_500),
             checkpoint_interval: ms(rng.random_range(5..60)),
+            // Longer than a run: its producers try for as long as that.
+            ..Timing::default()
         };
         let liveness = LivenessTiming {
             session_timeout: SESSION,

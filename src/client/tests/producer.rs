@@ -21,6 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 /// A batch as it arrived.
 #[derive(Debug, Clone)]
 struct Seen {
+    id: u64,
     epoch: u16,
     sequence: u32,
     /// Of the first record.
@@ -38,6 +39,8 @@ type Script = Box<dyn Fn(usize, &Seen) -> Option<Result<i64, &'static str>> + Se
 #[derive(Clone)]
 struct Fake {
     seen: Arc<Mutex<Vec<Seen>>>,
+    /// Where the next producer begins: ids rise, and each begins at epoch 0 after the first.
+    given: Arc<Mutex<(i64, i32)>>,
     script: Arc<Script>,
     /// Batches are taken so late; refused they are at once.
     taken_after: Duration,
@@ -73,6 +76,7 @@ impl Producer for Fake {
                 let records = batch.records().unwrap();
                 let first = records[0].value.clone().unwrap();
                 let seen = Seen {
+                    id: tag.id.get(),
                     epoch: tag.epoch.get(),
                     sequence: tag.base_sequence.get(),
                     value: String::from_utf8(first.to_vec()).unwrap(),
@@ -122,9 +126,12 @@ impl Producer for Fake {
         &self,
         _: Request<v1::InitProducerRequest>,
     ) -> Result<Response<v1::InitProducerResponse>, Status> {
+        let mut next = self.given.lock();
+        let (producer_id, producer_epoch) = *next;
+        *next = (producer_id + 1, 0);
         Ok(Response::new(v1::InitProducerResponse {
-            producer_id: 42,
-            producer_epoch: 0,
+            producer_id,
+            producer_epoch,
         }))
     }
 }
@@ -138,6 +145,7 @@ async fn serve_slowly(script: Script, taken_after: Duration) -> (Fake, Client) {
     let port = listener.local_addr().unwrap().port();
     let fake = Fake {
         seen: Arc::default(),
+        given: Arc::new(Mutex::new((42, 0))),
         script: Arc::new(script),
         taken_after,
     };
@@ -328,4 +336,175 @@ async fn a_delivery_ends_when_its_producer_is_dropped() {
     drop(producer);
     let ended = tokio::time::timeout(Duration::from_secs(10), delivery.wait()).await;
     assert!(matches!(ended, Ok(Err(ClientError::Closed))));
+}
+
+/// What came, by producer and sequence.
+fn places(fake: &Fake) -> Vec<(u64, u16, u32, String)> {
+    let seen = fake.seen.lock().clone();
+    seen.into_iter()
+        .map(|seen| (seen.id, seen.epoch, seen.sequence, seen.value))
+        .collect()
+}
+
+fn place(id: u64, epoch: u16, sequence: u32, value: &str) -> (u64, u16, u32, String) {
+    (id, epoch, sequence, value.to_owned())
+}
+
+#[tokio::test]
+async fn after_its_last_epoch_a_producer_goes_on_under_another_id() {
+    let script: Script = Box::new(|_, seen| {
+        Some(match seen.large {
+            true => Err("MESSAGE_TOO_LARGE"),
+            false => Ok(i64::from(seen.sequence)),
+        })
+    });
+    let (fake, client) = serve(script).await;
+    *fake.given.lock() = (42, 32_766);
+    let producer = client.producer(options(Duration::from_secs(20)));
+    for value in ["large", "a", "large", "b"] {
+        let sent = send(&producer, value).await.wait().await;
+        assert_eq!(sent.is_ok(), value != "large", "{value}: {sent:?}");
+    }
+    let expected = [
+        place(42, 32_766, 0, "large"),
+        place(42, 32_767, 0, "a"),
+        place(42, 32_767, 1, "large"),
+        place(43, 0, 0, "b"),
+    ];
+    assert_eq!(places(&fake), expected);
+}
+
+#[tokio::test]
+async fn what_waits_when_the_epochs_end_goes_under_the_next_id_in_order() {
+    // Taken one after the other, each producer and epoch from 0 on; "large" never.
+    let next = Mutex::new(std::collections::BTreeMap::new());
+    let script: Script = Box::new(move |_, seen| {
+        if seen.large {
+            return Some(Err("MESSAGE_TOO_LARGE"));
+        }
+        let mut next = next.lock();
+        let expected = next.entry((seen.id, seen.epoch)).or_insert(0);
+        if seen.sequence > *expected {
+            return Some(Err("OUT_OF_ORDER_SEQUENCE_NUMBER"));
+        }
+        *expected = (*expected).max(seen.sequence + 1);
+        Some(Ok(0))
+    });
+    let (fake, client) = serve(script).await;
+    *fake.given.lock() = (42, 32_767);
+    let producer = client.producer(options(Duration::from_secs(20)));
+    let mut sent = Vec::new();
+    for value in ["a", "large", "b", "c", "d", "e", "f"] {
+        sent.push((value, send(&producer, value).await));
+    }
+    producer.flush().await;
+    for (value, sent) in sent {
+        assert_eq!(sent.wait().await.is_ok(), value != "large", "{value}");
+    }
+    let places = places(&fake);
+    let under = |id| {
+        let theirs = places.iter().filter(move |place| place.0 == id);
+        theirs.map(|place| place.3.as_str()).collect::<Vec<_>>()
+    };
+    // Tried again, perhaps, but never behind what follows.
+    let mut after = under(43);
+    after.dedup();
+    assert_eq!(after, ["b", "c", "d", "e", "f"]);
+    assert!(under(42).starts_with(&["a", "large"]), "{places:?}");
+}
+
+#[tokio::test]
+async fn a_producer_that_is_not_known_any_more_begins_anew() {
+    let script: Script = Box::new(|_, seen| {
+        Some(match (seen.epoch, seen.sequence) {
+            (0, 1) => Err("UNKNOWN_PRODUCER_ID"),
+            _ => Ok(5),
+        })
+    });
+    let (fake, client) = serve(script).await;
+    let producer = client.producer(options(Duration::from_secs(20)));
+    for value in ["a", "b", "c"] {
+        send(&producer, value).await.wait().await.unwrap();
+    }
+    let expected = [
+        place(42, 0, 0, "a"),
+        place(42, 0, 1, "b"),
+        place(42, 1, 0, "b"),
+        place(42, 1, 1, "c"),
+    ];
+    assert_eq!(places(&fake), expected);
+}
+
+#[tokio::test]
+async fn what_was_tried_before_its_producer_was_forgotten_is_not_sent_as_another() {
+    // The first try of "b" is not answered: it may have been taken.
+    let script: Script = Box::new(|number, seen| match (seen.epoch, seen.sequence) {
+        (0, 1) if number == 1 => None,
+        (0, 1) => Some(Err("UNKNOWN_PRODUCER_ID")),
+        _ => Some(Ok(5)),
+    });
+    let (fake, client) = serve(script).await;
+    let producer = client.producer(ProducerOptions {
+        request_timeout: Duration::from_millis(50),
+        ..options(Duration::from_secs(20))
+    });
+    send(&producer, "a").await.wait().await.unwrap();
+    let tried = send(&producer, "b").await.wait().await.unwrap_err();
+    let told = tried.to_string();
+    assert!(matches!(tried, ClientError::TimedOut(_)), "{told}");
+    assert!(told.contains("UNKNOWN_PRODUCER_ID"), "{told}");
+    send(&producer, "c").await.wait().await.unwrap();
+    let expected = [
+        place(42, 0, 0, "a"),
+        place(42, 0, 1, "b"),
+        place(42, 0, 1, "b"),
+        place(42, 1, 0, "c"),
+    ];
+    assert_eq!(places(&fake), expected);
+}
+
+#[tokio::test]
+async fn a_producer_whose_id_was_taken_over_never_takes_the_next_epoch() {
+    let script: Script = Box::new(|_, seen| {
+        Some(match seen.sequence {
+            0 => Ok(0),
+            _ => Err("INVALID_PRODUCER_EPOCH"),
+        })
+    });
+    let (fake, client) = serve(script).await;
+    let producer = client.producer(options(Duration::from_secs(20)));
+    send(&producer, "a").await.wait().await.unwrap();
+    let mut sent = Vec::new();
+    for value in ["b", "c", "d"] {
+        sent.push(send(&producer, value).await);
+    }
+    for sent in sent {
+        let code = sent.wait().await.unwrap_err().code();
+        assert_eq!(code, Some(ErrorCode::InvalidProducerEpoch));
+    }
+    let places = places(&fake);
+    let same = places.iter().all(|place| (place.0, place.1) == (42, 0));
+    assert!(same, "{places:?}");
+}
+
+#[tokio::test]
+async fn a_producer_that_was_silent_for_long_begins_anew_before_it_is_forgotten() {
+    let (fake, client) = serve(Box::new(|_, _| Some(Ok(5)))).await;
+    let producer = client.producer(options(Duration::from_secs(20)));
+    for (value, minutes) in [("a", 0), ("b", 29), ("c", 31), ("d", 0)] {
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(minutes * 60)).await;
+        tokio::time::resume();
+        send(&producer, value).await.wait().await.unwrap();
+    }
+    let expected = [
+        place(42, 0, 0, "a"),
+        place(42, 0, 1, "b"),
+        place(42, 1, 0, "c"),
+        place(42, 1, 1, "d"),
+    ];
+    // Its stream may have broken meanwhile: then it is sent again, as what it was.
+    let mut places = places(&fake);
+    places.dedup();
+    assert_eq!(places, expected);
 }
