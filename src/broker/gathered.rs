@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-/// Proposals of one kind under way at a time.
+/// Proposals of one kind under way at a time, where their order does not matter.
 pub(crate) const IN_FLIGHT: usize = 4;
 /// Items of one proposal, and about so many bytes; a larger single one goes alone.
 const ITEMS: usize = 5_000;
@@ -25,13 +25,16 @@ pub(crate) struct Size {
 pub(crate) struct Gathered<T> {
     waiting: VecDeque<(T, Size)>,
     in_flight: usize,
+    most: usize,
 }
 
 impl<T> Gathered<T> {
-    pub(crate) fn new() -> Self {
+    /// With so many proposals under way at most; with one they are applied in their order.
+    pub(crate) fn new(most: usize) -> Self {
         Self {
             waiting: VecDeque::new(),
             in_flight: 0,
+            most,
         }
     }
 
@@ -42,7 +45,7 @@ impl<T> Gathered<T> {
     /// The changes of the next proposal, where one may go; [`Self::ended`] is owed for it. Those that
     /// `wanted` says nobody waits for any more are left out.
     pub(crate) fn next(&mut self, wanted: impl Fn(&T) -> bool) -> Option<Vec<T>> {
-        if self.in_flight >= IN_FLIGHT {
+        if self.in_flight >= self.most {
             return None;
         }
         let mut batch = Vec::new();
@@ -85,7 +88,7 @@ mod tests {
 
     #[test]
     fn what_comes_while_proposals_are_under_way_goes_as_one() {
-        let mut gathered = Gathered::new();
+        let mut gathered = Gathered::new(IN_FLIGHT);
         let all = |_: &u32| true;
         for number in 0..IN_FLIGHT as u32 {
             gathered.push(number, ONE);
@@ -102,7 +105,7 @@ mod tests {
 
     #[test]
     fn a_proposal_has_bounds_and_what_is_larger_goes_alone() {
-        let mut gathered = Gathered::new();
+        let mut gathered = Gathered::new(IN_FLIGHT);
         let large = Size {
             items: 1,
             bytes: BYTES + 1,
@@ -126,8 +129,21 @@ mod tests {
     }
 
     #[test]
+    fn one_at_a_time_waits_for_the_one_before() {
+        let mut gathered = Gathered::new(1);
+        for number in 0..3 {
+            gathered.push(number, ONE);
+        }
+        assert_eq!(gathered.next(|number| *number < 1), Some(vec![0]));
+        gathered.push(3, ONE);
+        assert_eq!(gathered.next(|_| true), None, "the first is not decided");
+        gathered.ended();
+        assert_eq!(gathered.next(|_| true), Some(vec![3]));
+    }
+
+    #[test]
     fn what_nobody_waits_for_is_not_proposed() {
-        let mut gathered = Gathered::new();
+        let mut gathered = Gathered::new(IN_FLIGHT);
         for number in 0..4 {
             gathered.push(number, ONE);
         }

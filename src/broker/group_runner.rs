@@ -24,7 +24,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, ControllerContact};
-use crate::gathered::{Gathered, Size};
+use crate::gathered::{Gathered, IN_FLIGHT, Size};
 use crate::group_commits::{self, Commit, Committed, Piece};
 
 /// Requests that may wait for the runner.
@@ -67,7 +67,10 @@ enum Decided {
         /// None: not known.
         refused: Option<Vec<RefusedItem>>,
     },
-    Committed(Committed),
+    Committed {
+        committed: Committed,
+        numbered: bool,
+    },
 }
 
 /// What the runner has at hand while it runs.
@@ -80,6 +83,8 @@ struct Running {
     next_request: RequestId,
     alters: Gathered<(ProposalId, AlterGroup)>,
     commits: Gathered<Commit>,
+    /// Commits that nobody numbered: the later one is to win, so that one proposal waits for another.
+    unnumbered: Gathered<Commit>,
     proposals: JoinSet<Decided>,
     figures: Figures,
 }
@@ -108,8 +113,9 @@ impl GroupRunner {
             timing: self.timing,
             answers: BTreeMap::new(),
             next_request: RequestId(0),
-            alters: Gathered::new(),
-            commits: Gathered::new(),
+            alters: Gathered::new(IN_FLIGHT),
+            commits: Gathered::new(IN_FLIGHT),
+            unnumbered: Gathered::new(1),
             proposals: JoinSet::new(),
             figures: Figures::new(),
         };
@@ -200,7 +206,8 @@ impl Running {
             GroupMail::Commit(piece) => match self.may_commit(&piece, cx) {
                 Ok(epoch) => {
                     let size = group_commits::size(piece.by.as_ref(), &piece.offsets);
-                    self.commits.push(Commit { piece, epoch }, size);
+                    let numbered = piece.by.as_ref().is_some_and(|by| by.seq.is_some());
+                    self.commits(numbered).push(Commit { piece, epoch }, size);
                 }
                 Err(error) => {
                     let _gone = piece.answer.send(Err(error));
@@ -259,14 +266,28 @@ impl Running {
             let quorum = self.quorum.clone();
             self.proposals.spawn(alter(quorum, changes));
         }
-        while let Some(commits) = self.commits.next(|commit| !commit.piece.answer.is_closed()) {
-            self.figures.commit_proposals.increment(1);
-            let items = commits.iter().map(|commit| commit.piece.offsets.len());
-            self.figures.items.increment(items.sum::<usize>() as u64);
-            let quorum = self.quorum.clone();
-            let proposed = group_commits::propose(quorum, commits);
-            self.proposals
-                .spawn(async move { Decided::Committed(proposed.await) });
+        for numbered in [true, false] {
+            let wanted = |commit: &Commit| !commit.piece.answer.is_closed();
+            while let Some(commits) = self.commits(numbered).next(wanted) {
+                self.figures.commit_proposals.increment(1);
+                let items = commits.iter().map(|commit| commit.piece.offsets.len());
+                self.figures.items.increment(items.sum::<usize>() as u64);
+                let proposed = group_commits::propose(self.quorum.clone(), commits);
+                self.proposals.spawn(async move {
+                    Decided::Committed {
+                        committed: proposed.await,
+                        numbered,
+                    }
+                });
+            }
+        }
+    }
+
+    fn commits(&mut self, numbered: bool) -> &mut Gathered<Commit> {
+        if numbered {
+            &mut self.commits
+        } else {
+            &mut self.unnumbered
         }
     }
 
@@ -287,8 +308,11 @@ impl Running {
                     self.core.proposed(cx, id, result, out);
                 }
             }
-            Decided::Committed(committed) => {
-                self.commits.ended();
+            Decided::Committed {
+                committed,
+                numbered,
+            } => {
+                self.commits(numbered).ended();
                 committed.answer(|group| elsewhere(cx.image, self.quorum.node(), group));
             }
         }
