@@ -299,7 +299,7 @@ impl Worker {
             .min()
             .unwrap_or_else(Instant::now);
         let room = self.in_flight.len() < self.options.in_flight;
-        let due = self.gatherer.due(&self.options).unwrap_or(deadline);
+        let due = self.gatherer.due(&self.options).filter(|_| room);
         let next = tokio::select! {
             biased;
             answer = stream.answers.message() => match answer? {
@@ -307,7 +307,7 @@ impl Worker {
                 None => return Ok(Next::Again),
             },
             () = self.gatherer.news.notified(), if room => Next::Go,
-            () = sleep_until(due), if room => Next::Go,
+            () = sleep_until(due.unwrap_or(deadline)), if due.is_some() => Next::Go,
             () = sleep_until(deadline) => {
                 if give_up.is_some_and(|at| at <= Instant::now()) { Next::Again } else { Next::Go }
             }

@@ -329,6 +329,20 @@ async fn what_could_not_be_delivered_tells_the_last_answer() {
 }
 
 #[tokio::test]
+async fn a_leader_that_does_not_answer_is_asked_again_long_before_the_record_expires() {
+    let script: Script = Box::new(|number, _| (number > 0).then_some(Ok(5)));
+    let (fake, client) = serve(script).await;
+    let producer = client.producer(ProducerOptions {
+        request_timeout: Duration::from_millis(50),
+        ..options(Duration::from_secs(60))
+    });
+    let sent = send(&producer, "a").await;
+    let acked = tokio::time::timeout(Duration::from_secs(30), sent.wait()).await;
+    assert_eq!(acked.unwrap().unwrap().offset, Some(5));
+    assert_eq!(places(&fake), [place(42, 0, 0, "a"), place(42, 0, 0, "a")]);
+}
+
+#[tokio::test]
 async fn a_delivery_ends_when_its_producer_is_dropped() {
     let (_fake, client) = serve(Box::new(|_, _| None)).await;
     let producer = client.producer(options(Duration::from_secs(60)));
