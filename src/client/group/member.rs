@@ -22,8 +22,9 @@ const INTERVAL: Duration = Duration::from_secs(5);
 /// A clock may go by so much of a session slower than the coordinator's: an eighth, as it reckons for
 /// former coordinators, too.
 const DRIFT: u32 = 8;
-/// So many heartbeats fit into a session, at least: one may be lost.
-const BEATS: u32 = 3;
+/// So many heartbeats fit into a session, at least: each may wait for news so long, so that the last one
+/// that was answered was sent two of them ago, and one may be lost.
+const BEATS: u32 = 6;
 
 /// A partition of a topic of that name and id. One of a topic that was made anew is another.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -19,8 +19,9 @@ use crate::status::{invalid, to_status};
 const REBALANCE: (Duration, Duration) = (Duration::from_secs(300), Duration::from_secs(3_600));
 /// Partitions of one message.
 const PARTITIONS: usize = 100_000;
-/// A member is to be heard so often in the time of a session, whatever else is said.
-const BEATS: u32 = 3;
+/// A member is to be heard so often in the time of a session, whatever else is said: the last heartbeat
+/// that was answered may have been sent two of them ago, and a coordinator is to be replaced meanwhile.
+const BEATS: u32 = 6;
 
 fn bad(message: String) -> ErrorInfo {
     ErrorInfo::new(ErrorCode::InvalidRequest, message)
