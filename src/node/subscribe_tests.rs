@@ -435,7 +435,6 @@ async fn a_commit_is_of_what_was_sent_in_this_call_and_of_no_topic_of_before() {
     let mut admin = AdminClient::connect(url(at)).await.unwrap();
     let delete = v1::DeleteTopicRequest {
         name: "t".to_owned(),
-        ..Default::default()
     };
     admin.delete_topic(delete).await.unwrap();
     let second = eventually("a topic is created anew", || create_of(at, 1, 1)).await;

@@ -294,10 +294,18 @@ impl ProducerStates {
             }
             let mut producer = Producer::new(epoch);
             for _ in 0..batches {
+                let sequence = u32::from_be_bytes(take(&mut rest)?);
+                let record_count = u32::from_be_bytes(take(&mut rest)?);
+                let base = u64::from_be_bytes(take(&mut rest)?);
+                // No log has them: numbers are signed where they come from.
+                let end = base.checked_add(u64::from(record_count))?;
+                if i32::try_from(sequence).is_err() || i64::try_from(end).is_err() {
+                    return None;
+                }
                 producer.last.push_back(Appended {
-                    base_sequence: Sequence::new(u32::from_be_bytes(take(&mut rest)?)),
-                    record_count: u32::from_be_bytes(take(&mut rest)?),
-                    base_offset: Offset::new(u64::from_be_bytes(take(&mut rest)?)),
+                    base_sequence: Sequence::new(sequence),
+                    record_count,
+                    base_offset: Offset::new(base),
                 });
             }
             producers.insert(id, producer);
@@ -343,6 +351,25 @@ mod tests {
             .build()
             .stamped(Offset::new(at), LeaderEpoch::new(1));
         states.update(batch.header());
+    }
+
+    #[test]
+    fn numbers_that_no_log_has_are_not_read() {
+        let mut states = ProducerStates::default();
+        append(&mut states, tag(0, 0), 1, 5);
+        let good = states.encode();
+        assert_eq!(ProducerStates::decode(&good), Some(states));
+        let offset = good.len() - 8;
+        let sequence = offset - 8;
+        for (at, bytes) in [
+            (offset, &u64::MAX.to_be_bytes()[..]),
+            (offset, &i64::MAX.to_be_bytes()[..]),
+            (sequence, &u32::MAX.to_be_bytes()[..]),
+        ] {
+            let mut wrong = good.clone();
+            wrong[at..at + bytes.len()].copy_from_slice(bytes);
+            assert_eq!(ProducerStates::decode(&wrong), None);
+        }
     }
 
     #[test]
