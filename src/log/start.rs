@@ -36,7 +36,10 @@ impl<D: Dir> PartitionLog<D> {
     }
 
     /// The first offset of the batch that holds `offset`; the same where there is none.
-    fn base_of_batch_at(&self, offset: Offset) -> Result<Offset, LogError> {
+    ///
+    /// # Errors
+    /// Of the disk, or of a segment whose batches cannot be followed.
+    pub fn base_of_batch_at(&self, offset: Offset) -> Result<Offset, LogError> {
         let segments = self.shared.segments.read().clone();
         let holder = segments.partition_point(|segment| segment.base <= offset);
         let Some(segment) = holder.checked_sub(1).and_then(|at| segments.get(at)) else {

@@ -342,7 +342,11 @@ impl ReplicaFollower {
             diverged.epoch,
             diverged.end_offset,
         );
-        let end = shared.max(log.log_start());
+        // A batch is cut as a whole: what is lost is told from its beginning on.
+        let end = match log.base_of_batch_at(shared.max(log.log_start())) {
+            Ok(end) => end,
+            Err(error) => return Followed::Failed(error.to_string()),
+        };
         let registration = &self.view.registration;
         let unclean = registration.unclean_epoch;
         let unclean = unclean.filter(|epoch| Some(*epoch) > log.last_record_epoch());

@@ -157,3 +157,28 @@ fn an_empty_log_that_begins_above_an_unclean_elections_history_begins_where_that
     fixture.accept(0);
     assert_eq!(fixture.ends(), (0, 0));
 }
+
+#[test]
+fn what_is_lost_is_told_from_the_beginning_of_the_batch_that_is_cut() {
+    let mut fixture = Fixture::new(true, |log| {
+        for batch in [batch(2, 0, 1), batch(3, 2, 2)] {
+            log.append(&batch, Timestamp::from_millis(1)).unwrap();
+        }
+    });
+    let diverged = LeaderMessage::Diverged(Diverged {
+        partition: ID,
+        subscription: SUBSCRIPTION,
+        epoch: Some(LeaderEpoch::new(3)),
+        end_offset: Offset::new(4),
+    });
+    let timing = Timing::default();
+    let followed = fixture
+        .follower
+        .take(&context(), &mut fixture.log, &timing, diverged);
+    let Followed::Lost(report) = followed else {
+        panic!("{followed:?}")
+    };
+    let told = (report.from, report.to);
+    assert_eq!(told, (Offset::new(2), Some(Offset::new(5))));
+    assert_eq!(fixture.ends(), (0, 5), "nothing is cut before it is told");
+}
