@@ -11,6 +11,8 @@ mod figures;
 #[cfg(test)]
 mod group_page_tests;
 #[cfg(test)]
+mod group_read_tests;
+#[cfg(test)]
 mod group_tests;
 #[cfg(test)]
 mod image_tests;

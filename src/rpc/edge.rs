@@ -25,6 +25,8 @@ use crate::subscribe::Subscriptions;
 const PRODUCER_IDS: u32 = 1_000;
 /// Batches that are decompressed for streams at a time: each may take 64 MiB meanwhile.
 const DECODING: usize = 4;
+/// How long a reader of the metadata waits for what was decided before it asked.
+const CATCH_UP: Duration = Duration::from_secs(1);
 
 /// Times and bounds of the edge.
 #[derive(Clone)]
@@ -190,6 +192,19 @@ impl Edge {
 
     pub(crate) fn image(&self) -> Arc<MetadataImage> {
         self.shared.quorum.image()
+    }
+
+    /// An image with all that was decided before this call, at whichever node; where no quorum
+    /// confirms that within 1 s, the newest that this node has.
+    pub(crate) async fn caught_up(&self) -> Arc<MetadataImage> {
+        let quorum = self.quorum();
+        let read = async {
+            if let Ok(index) = quorum.read_index_within(CATCH_UP).await {
+                quorum.wait_applied(index).await;
+            }
+        };
+        let _late = tokio::time::timeout(CATCH_UP, read).await;
+        self.image()
     }
 
     /// The time-out that a request asked for, within bounds.

@@ -244,7 +244,7 @@ impl Groups for Edge {
         &self,
         request: Request<v1::ListGroupsRequest>,
     ) -> Result<Response<v1::ListGroupsResponse>, Status> {
-        let listed = self.list_groups(&request.into_inner());
+        let listed = self.list_groups(&request.into_inner()).await;
         listed.map(Response::new).map_err(|error| to_status(&error))
     }
 

@@ -62,8 +62,8 @@ fn described(image: &MetadataImage, id: &MemberId, member: &Member) -> v1::Membe
 }
 
 impl Edge {
-    /// A page of groups, by name, as this node's image has them.
-    pub(crate) fn list_groups(
+    /// A page of groups, by name; the first with all that was decided before.
+    pub(crate) async fn list_groups(
         &self,
         request: &v1::ListGroupsRequest,
     ) -> Result<v1::ListGroupsResponse, ErrorInfo> {
@@ -72,7 +72,10 @@ impl Edge {
             Some(after) => Bound::Excluded(after),
             None => Bound::Unbounded,
         };
-        let image = self.image();
+        let image = match from {
+            Bound::Unbounded => self.caught_up().await,
+            _ => self.image(),
+        };
         let mut groups = image.groups().range((from, Bound::Unbounded));
         let page = groups.by_ref().take(PAGE);
         let page = page.map(|(id, group)| summary(&image, id, group)).collect();
@@ -92,7 +95,11 @@ impl Edge {
             let call = client.describe(forward(request, FORWARD_GRACE * 2));
             return self.there(&id, at, Repeat::Harmless, call).await;
         }
-        let image = self.image();
+        let first = request.after_partition.is_none() && request.after_member.is_none();
+        let image = match first {
+            true => self.caught_up().await,
+            false => self.image(),
+        };
         let Some(group) = image.group(&id) else {
             let message = format!("there is no group {id}");
             return Err(to_status(&ErrorInfo::new(
