@@ -28,6 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const STALL: Duration = Duration::from_millis(500);
 /// How often groups without members are looked for whose time is over.
 const SWEEP: Duration = Duration::from_secs(30);
+/// Heartbeats that have waited are answered together, so many times in a heartbeat interval: a node with
+/// many members at rest is woken for many of them at a time.
+const SLOTS: u32 = 32;
 
 /// The coordinator of one node.
 #[derive(Debug)]
@@ -298,7 +301,7 @@ impl Coordinator {
         session.poll = Some(Poll {
             request,
             epoch: beat.epoch,
-            until: cx.now + beat.wait.min(self.timing.heartbeat_interval),
+            until: self.timing.answered_by(cx.now, beat.wait),
         });
         Ok(())
     }
@@ -659,6 +662,19 @@ impl GroupTiming {
     /// heard from the controller before that, and a part more since their clocks differ.
     fn former_may_answer(&self) -> Duration {
         self.contact + self.contact / 8
+    }
+
+    /// When a heartbeat without news is answered: after `wait` at most, which is a heartbeat interval at
+    /// most, and less than one of [`SLOTS`] sooner where that is little of it.
+    fn answered_by(&self, now: Duration, wait: Duration) -> Duration {
+        let wait = wait.min(self.heartbeat_interval);
+        let until = now + wait;
+        let slot = self.heartbeat_interval / SLOTS;
+        if wait < slot * 8 || slot.is_zero() {
+            return until;
+        }
+        let sooner = u64::try_from(until.as_nanos() % slot.as_nanos()).unwrap_or(0);
+        until - Duration::from_nanos(sooner)
     }
 
     fn answer(&self, member: &Member) -> Answer {

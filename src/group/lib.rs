@@ -19,6 +19,8 @@ mod planted;
 mod sessions;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wait_tests;
 
 pub use assign::{Assignment, Subscriber, assign};
 pub use coordinator::Coordinator;

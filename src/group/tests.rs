@@ -293,7 +293,11 @@ impl World {
         }
     }
 
-    fn pass(&mut self, time: Duration) {
+    pub(crate) fn now(&self) -> Duration {
+        self.now
+    }
+
+    pub(crate) fn pass(&mut self, time: Duration) {
         let end = self.now + time;
         while self.now < end {
             self.now += Duration::from_millis(50).min(end - self.now);
@@ -443,37 +447,6 @@ fn an_older_word_gives_nothing_up() {
             .count(),
         2
     );
-}
-
-#[test]
-fn a_heartbeat_waits_for_news_and_no_longer() {
-    let mut world = World::new(2, GroupTiming::default());
-    world.beat("a").unwrap();
-    world.settle(&["a"]);
-    let waiting = |world: &World| Heartbeat {
-        wait: Duration::from_secs(60),
-        ..world.beat_of("a")
-    };
-    let request = world.send(waiting(&world));
-    world.pass(Duration::from_secs(4));
-    assert!(!world.answers.contains_key(&request));
-    // Another one joins: this one has to give something up, and hears of it now.
-    world.beat("b").unwrap();
-    let answer = world.answers.remove(&request).unwrap().unwrap();
-    assert_eq!(answer.assigned.len(), 1);
-    world.beat("a").unwrap();
-    world.settle(&["a", "b"]);
-    let request = world.send(waiting(&world));
-    world.pass(Duration::from_millis(5_100));
-    assert!(
-        world.answers.remove(&request).unwrap().is_ok(),
-        "an interval"
-    );
-    // The newer of two is the one that waits.
-    let first = world.send(waiting(&world));
-    let second = world.send(waiting(&world));
-    assert!(world.answers.contains_key(&first));
-    assert!(!world.answers.contains_key(&second));
 }
 
 #[test]

@@ -21,6 +21,9 @@ const GRACE: Duration = Duration::from_secs(2);
 /// An answer to who joins is waited for so long: the quorum decides first.
 const JOIN: Duration = Duration::from_secs(8);
 
+/// A heartbeat that waited for most of its time has waited: less than so much of it is not slept off.
+const REST: u32 = 8;
+
 /// Who leaves before it has heard that it joined may be made a member so much later still.
 const JOINING: Duration = Duration::from_secs(1);
 
@@ -204,7 +207,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
                     backoff = Backoff::new();
                     // A node that does not wait for news is not asked all the time.
                     match beat.request.member_epoch == answer.member_epoch {
-                        true => beat.wait.saturating_sub(sent.elapsed()),
+                        true => match beat.wait.saturating_sub(sent.elapsed()) {
+                            rest if rest < beat.wait / REST => continue,
+                            rest => rest,
+                        },
                         false => continue,
                     }
                 }
