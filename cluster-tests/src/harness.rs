@@ -286,3 +286,16 @@ pub async fn describe_raw(
 pub fn raw_key(number: u64) -> String {
     format!("raw-{number}")
 }
+
+/// Bytes of memory that a process holds.
+///
+/// # Errors
+/// Where there is no such process.
+pub fn resident(pid: u32) -> io::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let mut lines = status.lines();
+    let kib = lines.find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next());
+    let kib = kib.and_then(|kib| kib.parse::<u64>().ok());
+    kib.map(|kib| kib << 10)
+        .ok_or_else(|| io::Error::other(format!("process {pid} holds no memory")))
+}

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use cluster_tests::{Cluster, eventually, produce_raw};
+use cluster_tests::{Cluster, eventually, produce_raw, resident};
 use prost::Message;
 use prost_types::FileDescriptorSet;
 use quorate_proto::v1::{Acks, FILE_DESCRIPTOR_SET};
@@ -316,15 +316,6 @@ async fn rapid_reset(to: &Endpoint) {
     println!("{to}: {allowed} streams allowed, the next one reset: {reset}");
 }
 
-fn resident_kib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmRSS:"))
-        .unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
 fn files(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd"))
         .unwrap()
@@ -355,7 +346,7 @@ async fn a_node_outlives_bytes_that_mean_nothing() {
     let internal = cluster.processes.internal_addresses()[0].clone();
     let pid = cluster.processes.pid(node).unwrap().unwrap();
     produces(&cluster, &client, 1).await;
-    let (files_before, resident_before) = (files(pid), resident_kib(pid));
+    let (files_before, resident_before) = (files(pid), resident(pid).unwrap() >> 10);
     let seed = 7;
     let mut random = StdRng::seed_from_u64(seed);
     http1_to_grpc(&client).await;
@@ -398,7 +389,7 @@ async fn a_node_outlives_bytes_that_mean_nothing() {
             .ok_or(format!("{now}, {files_before} before"))
     })
     .await;
-    let resident = resident_kib(pid);
+    let resident = resident(pid).unwrap() >> 10;
     println!("resident: {resident_before} KiB before, {resident} KiB after");
     assert!(resident < resident_before + GROWTH_KIB);
     cluster.all_active().await;

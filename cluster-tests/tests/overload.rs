@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use cluster_tests::{Cluster, ready};
+use cluster_tests::{Cluster, ready, resident};
 use quorate_config::{Layers, NodeSettings};
 use quorate_proto::v1;
 use quorate_proto::v1::consume_request::Start;
@@ -81,20 +81,6 @@ fn bound(settings: &[String]) -> u64 {
     NodeSettings::from_resolved(&layers.resolve(), "h")
         .unwrap()
         .memory_bound()
-}
-
-fn resident(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmRSS:"))
-        .unwrap();
-    line.split_whitespace()
-        .nth(1)
-        .unwrap()
-        .parse::<u64>()
-        .unwrap()
-        << 10
 }
 
 async fn connect(node: &Endpoint) -> Channel {
@@ -201,7 +187,10 @@ async fn more_than_a_node_can_take_leaves_it_well() {
         .into_iter()
         .map(|node| cluster.processes.pid(node).unwrap().unwrap())
         .collect();
-    let start: Vec<u64> = pids.iter().map(|pid| resident(*pid) / MIB).collect();
+    let start: Vec<u64> = pids
+        .iter()
+        .map(|pid| resident(*pid).unwrap() / MIB)
+        .collect();
 
     // Something to read: more than any buffer holds.
     let acknowledged = Arc::new(AtomicU64::new(0));
@@ -219,7 +208,10 @@ async fn more_than_a_node_can_take_leaves_it_well() {
         }
     }
     open.extend(opening.join_all().await);
-    let connected: Vec<u64> = pids.iter().map(|pid| resident(*pid) / MIB).collect();
+    let connected: Vec<u64> = pids
+        .iter()
+        .map(|pid| resident(*pid).unwrap() / MIB)
+        .collect();
     let mut reading = Vec::with_capacity(consumers);
     for number in 0..consumers {
         reading.push(slow(&nodes[number % 3]).await);
@@ -233,7 +225,7 @@ async fn more_than_a_node_can_take_leaves_it_well() {
         tick.tick().await;
         for (node, address) in nodes.iter().enumerate() {
             slowest = slowest.max(healthy(address).await);
-            most[node] = most[node].max(resident(pids[node]) / MIB);
+            most[node] = most[node].max(resident(pids[node]).unwrap() / MIB);
         }
         assert!(
             Instant::now() < until + Duration::from_secs(60),
