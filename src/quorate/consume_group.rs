@@ -14,7 +14,7 @@ use quorate_proto::v1;
 use quorate_proto::v1::list_offsets_request::{Latest, Position};
 use quorate_types::Offset;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::cli::ConsumeArgs;
 use crate::consume::{offset, print, skipped};
@@ -25,6 +25,8 @@ use crate::told;
 
 /// How often who has no partitions asks whether any are to come.
 const ASK: Duration = Duration::from_secs(1);
+/// Signals so close together are one wish: `timeout` signals its child, and then the group of both.
+const ONE_WISH: Duration = Duration::from_millis(250);
 
 /// What ends the command from outside.
 struct Stop {
@@ -46,6 +48,19 @@ impl Stop {
             _ = self.terminated.recv() => {}
             _ = self.interrupted.recv() => {}
         }
+    }
+
+    /// A wish beside the one that was noticed just now.
+    async fn asked_again(&mut self) {
+        let over = sleep(ONE_WISH);
+        tokio::pin!(over);
+        loop {
+            tokio::select! {
+                () = &mut over => break,
+                () = self.asked() => {}
+            }
+        }
+        self.asked().await;
     }
 }
 
@@ -129,9 +144,10 @@ pub(crate) async fn run(
         read = read(client, args, format, &mut member, &mut left) => read,
         () = stop.asked() => Ok(()),
     };
+    // Who does not want to wait for that says so once more.
     let closed = tokio::select! {
         closed = member.close() => closed,
-        () = stop.asked() => Err(ClientError::Closed),
+        () = stop.asked_again() => Err(ClientError::Closed),
     };
     let what = format!("what was read last may not be committed in group {group}");
     read.and(closed.map_err(|error| told(what, &error)))
