@@ -18,7 +18,7 @@ use crate::events::{
 };
 use crate::plan::next_change_with;
 use crate::planted::Planted;
-use crate::sessions::{GroupState, Poll, Proposed, Session, session_timeout};
+use crate::sessions::{GroupState, Poll, Proposed, Session, may_change, session_timeout};
 
 /// A proposal without an outcome, or refused, is made anew after so long.
 const RETRY: Duration = Duration::from_millis(50);
@@ -276,16 +276,11 @@ impl Coordinator {
             out.push(Action::Answer { request, result });
             return Ok(());
         }
-        if let Some(mut profile) = beat.profile {
-            // Nodes may see it at different addresses. Who it is, and how long its session lasts, which
-            // a member reckons with that has not heard the last answer, it said when it joined.
-            profile.client_host.clone_from(&member.profile.client_host);
-            profile.instance.clone_from(&member.profile.instance);
-            profile.session_timeout_ms = member.profile.session_timeout_ms;
-            if profile != member.profile {
-                state.wishes.profiles.insert(beat.member.clone(), profile);
-                state.dirty = true;
-            }
+        if let Some(mut profile) = beat.profile
+            && may_change(&mut profile, member)
+        {
+            state.wishes.profiles.insert(beat.member.clone(), profile);
+            state.dirty = true;
         }
         // An older word of it says nothing of what it has now.
         if beat.epoch == member.epoch || self.planted.old_word_counts {
@@ -558,7 +553,7 @@ impl Coordinator {
         if let Some(state) = self.groups.get_mut(&change.group) {
             state.proposed = Some(Proposed {
                 id,
-                from: change.epoch,
+                from: change.version,
                 applied: false,
             });
         }
@@ -570,7 +565,7 @@ fn deletion(id: &GroupId, coordinator_epoch: CoordinatorEpoch, group: &Group) ->
     AlterGroup {
         group: id.clone(),
         coordinator_epoch,
-        epoch: Some(group.epoch),
+        version: Some(group.version()),
         gone: Vec::new(),
         members: Vec::new(),
         delete: true,
@@ -649,7 +644,7 @@ impl GroupState {
 
     /// Once the image shows what was proposed, or something newer, the next may be proposed.
     fn note_applied(&mut self, group: Option<&Group>) {
-        let now = group.map(|group| group.epoch);
+        let now = group.map(Group::version);
         let seen = |proposed: &Proposed| proposed.applied && now != proposed.from;
         if self.proposed.as_ref().is_some_and(seen) {
             self.proposed = None;

@@ -12,6 +12,8 @@ mod assign;
 mod assign_tests;
 mod coordinator;
 mod events;
+#[cfg(test)]
+mod join_tests;
 mod plan;
 #[cfg(test)]
 mod plan_tests;

@@ -87,7 +87,7 @@ pub(crate) fn next_change_with(
     (!gone.is_empty() || !members.is_empty()).then(|| AlterGroup {
         group: id.clone(),
         coordinator_epoch: image.coordinator(id).epoch,
-        epoch: group.map(|group| group.epoch),
+        version: group.map(|group| group.version()),
         gone,
         members,
         delete: false,

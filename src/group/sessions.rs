@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use quorate_metadata::{Group, Member};
+use quorate_metadata::{Group, GroupVersion, Member, MemberProfile};
 use quorate_types::{GroupEpoch, InstanceId, MemberId, TopicPartition};
 
 use crate::events::{ProposalId, RequestId};
@@ -42,8 +42,8 @@ pub(crate) struct Session {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Proposed {
     pub(crate) id: ProposalId,
-    /// The group's epoch before it.
-    pub(crate) from: Option<GroupEpoch>,
+    /// The group before it.
+    pub(crate) from: Option<GroupVersion>,
     /// It is applied, and the image is behind.
     pub(crate) applied: bool,
 }
@@ -93,10 +93,9 @@ impl GroupState {
         let wishes = &mut self.wishes;
         wishes.gone.retain(|id| group.members.contains_key(id));
         wishes.profiles.retain(|id, profile| {
-            group
-                .members
-                .get(id)
-                .is_none_or(|member| member.profile != *profile)
+            let member = group.members.get(id);
+            // Who joined twice may have said something else the second time.
+            member.is_none_or(|member| may_change(profile, member))
         });
         wishes.given_up.retain(|id, given_up| {
             let member = group.members.get(id);
@@ -181,6 +180,16 @@ impl Session {
     pub(crate) fn is_over(&self, now: Duration, planted: &Planted) -> bool {
         self.ends <= now || planted.end_late_at_once && self.is_late(now)
     }
+}
+
+/// Takes from what a member says now what it cannot change while it lives: nodes may see it at different
+/// addresses; who it is, and how long its session lasts, which a member reckons with that has not heard
+/// the last answer, it said when it joined. Says whether anything else is new.
+pub(crate) fn may_change(profile: &mut MemberProfile, member: &Member) -> bool {
+    profile.client_host.clone_from(&member.profile.client_host);
+    profile.instance.clone_from(&member.profile.instance);
+    profile.session_timeout_ms = member.profile.session_timeout_ms;
+    *profile != member.profile
 }
 
 pub(crate) fn session_timeout(member: &Member) -> Duration {

@@ -26,7 +26,7 @@ pub(crate) fn group() -> GroupId {
     GroupId::new("g").unwrap()
 }
 
-fn member(name: &str) -> MemberId {
+pub(crate) fn member(name: &str) -> MemberId {
     MemberId::new(name).unwrap()
 }
 
@@ -649,21 +649,6 @@ fn a_topic_that_grows_or_comes_later_is_shared_out() {
 }
 
 #[test]
-fn who_a_member_is_and_its_session_do_not_change_while_it_lives() {
-    let mut world = World::new(2, GroupTiming::default());
-    world.beat("a").unwrap();
-    let before = world.image.group(&group()).unwrap().clone();
-    let mut other = world.beat_of("a");
-    let said = other.profile.as_mut().unwrap();
-    said.client_host = "127.0.0.2".to_owned();
-    said.instance = Some(InstanceId::new("i").unwrap());
-    // An answer that promised the longer one would be believed beyond the session here.
-    said.session_timeout_ms *= 10;
-    world.send(other);
-    assert_eq!(world.image.group(&group()), Some(&before));
-}
-
-#[test]
 fn what_is_revoked_later_is_not_to_be_given_up_sooner() {
     let mut world = World::new(6, GroupTiming::default());
     world.beat("a").unwrap();
@@ -691,28 +676,6 @@ fn what_is_revoked_later_is_not_to_be_given_up_sooner() {
         hold(&mut world, &["b", "c"]).unwrap();
     }
     assert!((0..10).any(|_| hold(&mut world, &["b", "c"]).is_err()));
-}
-
-#[test]
-fn two_that_join_under_one_instance_id_at_once_are_one() {
-    let mut world = World::new(2, GroupTiming::default());
-    let join = |world: &mut World, name| {
-        let mut beat = world.beat_of(name);
-        beat.profile.as_mut().unwrap().instance = Some(InstanceId::new("i").unwrap());
-        world.send(beat)
-    };
-    // The first is not decided yet.
-    world.held = Some(Vec::new());
-    join(&mut world, "a");
-    let second = join(&mut world, "b");
-    let refused = world.answers.remove(&second);
-    assert_eq!(refused, Some(Err(GroupError::UnreleasedInstance)));
-    // Said again it is the same.
-    join(&mut world, "a");
-    for (node, action) in world.held.take().unwrap() {
-        world.carry_out(node, action);
-    }
-    assert_eq!(world.members(), 1);
 }
 
 #[test]

@@ -57,14 +57,16 @@ impl Change<'_> {
     fn alter_group(&mut self, alter: &AlterGroup) -> Result<(), ErrorCode> {
         self.coordinates(&alter.group, alter.coordinator_epoch)?;
         let known = self.image.groups.get(&alter.group);
-        if known.map(|group| group.epoch) != alter.epoch {
-            return Err(match alter.epoch {
+        if known.map(|group| group.version()) != alter.version {
+            return Err(match alter.version {
                 Some(_) if known.is_none() => ErrorCode::GroupIdNotFound,
                 _ => ErrorCode::StaleGroupEpoch,
             });
         }
-        let mut group = known.map_or_else(Group::default, |known| Group::clone(known));
-        group.epoch = group.epoch.next();
+        let mut group = known.map_or_else(|| self.new_group(), |known| Group::clone(known));
+        if !alter.delete {
+            raise(&mut group)?;
+        }
         for member in &alter.gone {
             release_all(&mut group, member)?;
         }
@@ -93,6 +95,13 @@ impl Change<'_> {
             self.image.groups.insert(alter.group.clone(), group);
         }
         Ok(())
+    }
+
+    fn new_group(&self) -> Group {
+        Group {
+            born: self.at.index,
+            ..Group::default()
+        }
     }
 
     fn enter(&self, group: &mut Group, change: &MemberChange) -> Result<(), ErrorCode> {
@@ -179,13 +188,13 @@ impl Change<'_> {
         self.coordinates(&commit.group, commit.coordinator_epoch)?;
         let group = self.image.groups.get(&commit.group);
         let Some(by) = &commit.by else {
-            let mut group = group.map_or_else(Group::default, |group| Group::clone(group));
+            let mut group = group.map_or_else(|| self.new_group(), |group| Group::clone(group));
             if !group.members.is_empty() {
                 return Err(ErrorCode::NonEmptyGroup);
             }
             // Its offsets are kept for some time after the last that came: whoever proposed that it goes had
             // not seen them.
-            group.epoch = group.epoch.next();
+            raise(&mut group)?;
             group.empty_since = Some(self.time);
             let group = Arc::new(group);
             self.image.groups.insert(commit.group.clone(), group);
@@ -277,6 +286,14 @@ impl Change<'_> {
             }
         }
     }
+}
+
+/// # Errors
+/// `INVALID_REQUEST` where the epochs are used up: the group can only be deleted.
+fn raise(group: &mut Group) -> Result<(), ErrorCode> {
+    let next = group.epoch.checked_next();
+    group.epoch = next.ok_or(ErrorCode::InvalidRequest)?;
+    Ok(())
 }
 
 fn release_all(group: &mut Group, id: &MemberId) -> Result<(), ErrorCode> {

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use quorate_types::{
     Assignor, CommitSeq, CoordinatorEpoch, GroupEpoch, GroupId, GroupShard, InstanceId,
-    LeaderEpoch, MemberId, NodeId, Offset, Timestamp, TopicId, TopicName, TopicPartition,
+    LeaderEpoch, MemberId, NodeId, Offset, RaftIndex, Timestamp, TopicId, TopicName,
+    TopicPartition,
 };
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
@@ -104,9 +105,21 @@ impl Member {
     }
 }
 
+/// A group as somebody saw it: one that was deleted and made anew is another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupVersion {
+    /// The entry that made it.
+    pub born: RaftIndex,
+    /// How often it has changed since.
+    pub epoch: GroupEpoch,
+}
+
 /// A consumer group's members.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Group {
+    /// The entry that made it.
+    pub born: RaftIndex,
     /// Bumped on every change of what is here.
     pub epoch: GroupEpoch,
     /// Its members.
@@ -141,6 +154,14 @@ pub struct CommittedOffset {
 pub type Offsets = OrdMap<TopicPartition, CommittedOffset>;
 
 impl Group {
+    /// What a change must have seen of it to be applied.
+    pub fn version(&self) -> GroupVersion {
+        GroupVersion {
+            born: self.born,
+            epoch: self.epoch,
+        }
+    }
+
     /// Changes a member, which then is at the epoch that is given.
     pub(crate) fn touch(&mut self, id: &MemberId, epoch: GroupEpoch) -> Option<&mut Member> {
         let member = Arc::make_mut(self.members.get_mut(id)?);
@@ -157,7 +178,8 @@ impl Group {
         if owned.is_empty() {
             return false;
         }
-        self.epoch = self.epoch.next();
+        // With its epochs used up it can only be deleted.
+        self.epoch = self.epoch.checked_next().unwrap_or(self.epoch);
         let epoch = self.epoch;
         for (partition, owner) in owned {
             self.owners.remove(&partition);
@@ -201,6 +223,7 @@ impl MetadataImage {
 #[serde(deny_unknown_fields)]
 pub(crate) struct StoredGroup {
     id: GroupId,
+    born: RaftIndex,
     epoch: GroupEpoch,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     empty_since: Option<Timestamp>,
@@ -225,6 +248,7 @@ pub(crate) fn store_groups(groups: &OrdMap<GroupId, Arc<Group>>) -> Vec<StoredGr
     };
     let group = |(id, group): (&GroupId, &Arc<Group>)| StoredGroup {
         id: id.clone(),
+        born: group.born,
         epoch: group.epoch,
         empty_since: group.empty_since,
         members: group.members.iter().map(member).collect(),
@@ -235,6 +259,7 @@ pub(crate) fn store_groups(groups: &OrdMap<GroupId, Arc<Group>>) -> Vec<StoredGr
 pub(crate) fn load_groups(stored: Vec<StoredGroup>) -> OrdMap<GroupId, Arc<Group>> {
     let group = |stored: StoredGroup| {
         let mut group = Group {
+            born: stored.born,
             epoch: stored.epoch,
             empty_since: stored.empty_since,
             ..Group::default()

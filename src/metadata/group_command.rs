@@ -8,7 +8,7 @@ use quorate_types::{
 use serde::{Deserialize, Serialize};
 
 use crate::command::code_by_name;
-use crate::group::MemberProfile;
+use crate::group::{GroupVersion, MemberProfile};
 
 /// A change of one member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,7 +52,7 @@ pub struct AlterGroup {
     /// The epoch that the proposer coordinates at.
     pub coordinator_epoch: CoordinatorEpoch,
     /// The group as the proposer saw it; none: it does not exist.
-    pub epoch: Option<GroupEpoch>,
+    pub version: Option<GroupVersion>,
     /// Members that are no more; what they own is free.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gone: Vec<MemberId>,

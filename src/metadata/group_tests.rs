@@ -1,6 +1,7 @@
 //! Groups against the image: one owner a partition, commits in order, coordinators by epoch.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use quorate_types::{
     Assignor, CommitSeq, CoordinatorEpoch, ErrorCode, GroupEpoch, GroupId, MemberId, Offset,
@@ -53,7 +54,7 @@ pub(crate) fn alter(
     AlterGroup {
         group: group(),
         coordinator_epoch: image.coordinator(&group()).epoch,
-        epoch: image.group(&group()).map(|group| group.epoch),
+        version: image.group(&group()).map(|group| group.version()),
         gone: gone.iter().map(|name| member(name)).collect(),
         members,
         delete: false,
@@ -186,12 +187,12 @@ fn a_change_that_is_refused_changes_nothing_and_harms_no_other() {
     let before = cluster.image.group(&group()).cloned();
     let good = AlterGroup {
         group: GroupId::new("h").unwrap(),
-        epoch: None,
+        version: None,
         coordinator_epoch: cluster.image.coordinator(&GroupId::new("h").unwrap()).epoch,
         ..alter(&cluster.image, vec![joins("b", &[P0])], &[])
     };
     let stale = AlterGroup {
-        epoch: None,
+        version: None,
         ..alter(&cluster.image, vec![joins("b", &[])], &[])
     };
     let unknown = alter(&cluster.image, vec![MemberChange::of(member("x"))], &["a"]);
@@ -359,6 +360,43 @@ fn a_topic_that_goes_takes_its_offsets_and_owners_with_it() {
     assert!(group.owners.is_empty());
     assert!(group.members[&member("a")].owned.is_empty());
     assert_eq!(group.epoch, GroupEpoch::new(2));
+}
+
+#[test]
+fn a_group_that_is_made_anew_is_another_one() {
+    let mut cluster = cluster();
+    assert_eq!(cluster.commit(None, P0, 4), None);
+    let delete = AlterGroup {
+        delete: true,
+        ..alter(&cluster.image, Vec::new(), &[])
+    };
+    let changes = vec![delete];
+    let twice = Command::AlterGroups { changes };
+    assert_eq!(only(cluster.run(twice.clone())), None);
+    assert_eq!(cluster.commit(None, P0, 9), None);
+    // Late; of the group that is gone.
+    let refused = only(cluster.run(twice));
+    assert_eq!(refused, Some(ErrorCode::StaleGroupEpoch));
+    assert_eq!(cluster.committed(P0), Some(9));
+}
+
+#[test]
+fn a_group_whose_epochs_are_used_up_can_be_deleted_and_made_anew() {
+    let mut cluster = cluster();
+    assert_eq!(cluster.commit(None, P0, 4), None);
+    let used_up = cluster.image.groups.get_mut(&group()).unwrap();
+    Arc::make_mut(used_up).epoch = GroupEpoch::new(u32::MAX);
+    let refused = Some(ErrorCode::InvalidRequest);
+    assert_eq!(cluster.commit(None, P0, 5), refused);
+    assert_eq!(cluster.alter_group(vec![joins("a", &[P0])], &[]), refused);
+    assert_eq!(cluster.committed(P0), Some(4));
+    let delete = AlterGroup {
+        delete: true,
+        ..alter(&cluster.image, Vec::new(), &[])
+    };
+    let changes = vec![delete];
+    assert_eq!(only(cluster.run(Command::AlterGroups { changes })), None);
+    assert_eq!(cluster.commit(None, P0, 5), None);
 }
 
 #[test]

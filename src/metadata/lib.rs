@@ -47,7 +47,8 @@ pub use delta::Delta;
 pub use event::{ClusterEvent, EventKind};
 pub use features::{MAX_LEVEL, MIN_LEVEL, UnknownLevel, check_level};
 pub use group::{
-    CommittedOffset, GROUP_SHARDS, Group, Member, MemberProfile, Offsets, Owned, Shard, group_shard,
+    CommittedOffset, GROUP_SHARDS, Group, GroupVersion, Member, MemberProfile, Offsets, Owned,
+    Shard, group_shard,
 };
 pub use group_command::{
     AlterGroup, Committer, GroupCommit, MemberChange, OffsetToCommit, RefusedItem,

@@ -37,6 +37,14 @@ macro_rules! number {
                 Self(self.0.checked_add(1).expect(concat!($what, " space is not exhausted")))
             }
 
+            /// The value that follows; none where the number space is used up.
+            pub const fn checked_next(self) -> Option<Self> {
+                match self.0.checked_add(1) {
+                    Some(next) => Some(Self(next)),
+                    None => None,
+                }
+            }
+
             /// The number as Kafka's formats and protobuf carry it.
             pub const fn to_signed(self) -> $signed {
                 self.0 as $signed

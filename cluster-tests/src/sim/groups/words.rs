@@ -28,8 +28,8 @@ pub(in crate::sim) fn changes_in_words(changes: &[AlterGroup]) -> String {
             format!(", {}{new}{told}", change.member)
         });
         let words: String = gone.chain(members).collect();
-        let (epoch, coordinator) = (alter.epoch, alter.coordinator_epoch);
-        let epoch = epoch.map_or_else(|| "new".to_owned(), |epoch| format!("at {epoch}"));
+        let (version, coordinator) = (alter.version, alter.coordinator_epoch);
+        let epoch = version.map_or_else(|| "new".to_owned(), |of| format!("at {}", of.epoch));
         format!(
             "{} {epoch} by coordinator epoch {coordinator}{words}",
             alter.group
