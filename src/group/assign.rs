@@ -36,32 +36,31 @@ fn partitions(topic: TopicId, count: u32) -> impl Iterator<Item = TopicPartition
     (0..count).map(move |number| TopicPartition::new(topic, PartitionId::new(number)))
 }
 
-/// The readers of each topic, by place: instance id where there is one, else member id.
-fn readers<'a>(
-    members: &'a BTreeMap<MemberId, Subscriber>,
+/// The readers of each topic, each by its number among the members, in the order of their places:
+/// instance id where there is one, else member id.
+fn readers(
+    members: &BTreeMap<MemberId, Subscriber>,
     topics: &BTreeMap<TopicId, u32>,
-) -> BTreeMap<TopicId, Vec<&'a MemberId>> {
-    let mut places: Vec<(&str, &MemberId, &Subscriber)> = members
+) -> BTreeMap<TopicId, Vec<usize>> {
+    let mut places: Vec<(&str, usize, &Subscriber)> = members
         .iter()
-        .map(|(id, member)| {
+        .enumerate()
+        .map(|(number, (id, member))| {
             let place = member.instance.as_ref().map(InstanceId::as_str);
-            (place.unwrap_or(id.as_str()), id, member)
+            (place.unwrap_or(id.as_str()), number, member)
         })
         .collect();
-    places.sort_unstable_by_key(|(place, id, _)| (*place, *id));
+    places.sort_unstable_by_key(|(place, number, _)| (*place, *number));
     let of = |topic: &TopicId| {
         let reading = places.iter().filter(|(_, _, of)| of.topics.contains(topic));
-        reading.map(|(_, id, _)| *id).collect()
+        reading.map(|(_, number, _)| *number).collect()
     };
     topics.keys().map(|topic| (*topic, of(topic))).collect()
 }
 
 /// Of each topic a row of neighbours; the first members get one more where it does not come out even.
 fn range(members: &BTreeMap<MemberId, Subscriber>, topics: &BTreeMap<TopicId, u32>) -> Assignment {
-    let mut assignment: Assignment = members
-        .keys()
-        .map(|member| (member.clone(), BTreeSet::new()))
-        .collect();
+    let mut shares = vec![BTreeSet::new(); members.len()];
     for (topic, readers) in readers(members, topics) {
         if readers.is_empty() {
             continue;
@@ -71,33 +70,39 @@ fn range(members: &BTreeMap<MemberId, Subscriber>, topics: &BTreeMap<TopicId, u3
         let mut rest = partitions(topic, topics[&topic]);
         for (place, member) in readers.into_iter().enumerate() {
             let share = each + usize::from(place < more);
-            if let Some(assigned) = assignment.get_mut(member) {
-                assigned.extend(rest.by_ref().take(share));
-            }
+            shares[member].extend(rest.by_ref().take(share));
         }
     }
-    assignment
+    named(members, shares)
 }
 
-/// What is being shared out, with how much each has.
-struct Shares<'a> {
-    of: BTreeMap<&'a MemberId, BTreeSet<TopicPartition>>,
-    readers: BTreeMap<TopicId, Vec<&'a MemberId>>,
+/// Shares in the order of the members.
+fn named(
+    members: &BTreeMap<MemberId, Subscriber>,
+    shares: Vec<BTreeSet<TopicPartition>>,
+) -> Assignment {
+    members.keys().cloned().zip(shares).collect()
 }
 
-impl<'a> Shares<'a> {
-    fn load(&self, member: &MemberId) -> usize {
-        self.of.get(member).map_or(0, BTreeSet::len)
+/// What is being shared out: members by their numbers.
+struct Shares {
+    of: Vec<BTreeSet<TopicPartition>>,
+    readers: BTreeMap<TopicId, Vec<usize>>,
+}
+
+impl Shares {
+    fn load(&self, member: usize) -> usize {
+        self.of[member].len()
     }
 
     /// Who of a topic's readers has least; the first of several.
-    fn least(&self, topic: TopicId) -> Option<&'a MemberId> {
+    fn least(&self, topic: TopicId) -> Option<usize> {
         let readers = self.readers.get(&topic)?;
-        readers.iter().copied().min_by_key(|id| self.load(id))
+        readers.iter().copied().min_by_key(|of| self.load(*of))
     }
 
-    fn give(&mut self, member: &'a MemberId, partition: TopicPartition) {
-        self.of.entry(member).or_default().insert(partition);
+    fn give(&mut self, member: usize, partition: TopicPartition) {
+        self.of[member].insert(partition);
     }
 }
 
@@ -108,16 +113,16 @@ fn uniform(
     topics: &BTreeMap<TopicId, u32>,
 ) -> Assignment {
     let mut shares = Shares {
-        of: members.keys().map(|id| (id, BTreeSet::new())).collect(),
+        of: vec![BTreeSet::new(); members.len()],
         readers: readers(members, topics),
     };
     let mut taken = BTreeSet::new();
-    for (id, member) in members {
+    for (number, member) in members.values().enumerate() {
         for partition in &member.has {
             let topic = partition.topic_id;
             let exists = topics.get(&topic) > Some(&partition.partition.get());
             if exists && member.topics.contains(&topic) && taken.insert(*partition) {
-                shares.give(id, *partition);
+                shares.give(number, *partition);
             }
         }
     }
@@ -138,13 +143,12 @@ fn uniform(
         }
     }
     balance(&mut shares, &order);
-    let named = |(id, share): (&MemberId, BTreeSet<TopicPartition>)| (id.clone(), share);
-    shares.of.into_iter().map(named).collect()
+    named(members, shares.of)
 }
 
 /// Moves what makes the shares more even, one by one. Each move makes the sum of the squares of the
 /// loads smaller: it ends.
-fn balance(shares: &mut Shares<'_>, order: &[(usize, TopicId)]) {
+fn balance(shares: &mut Shares, order: &[(usize, TopicId)]) {
     loop {
         let mut moved = false;
         for (_, topic) in order {
@@ -153,14 +157,15 @@ fn balance(shares: &mut Shares<'_>, order: &[(usize, TopicId)]) {
             };
             // From those that have most, the last of their partitions.
             while let Some(least) = shares.least(*topic) {
-                let of_topic = |id: &MemberId| {
+                let of_topic = |member: usize| {
                     let first = TopicPartition::new(*topic, PartitionId::ZERO);
                     let last = TopicPartition::new(*topic, PartitionId::new(u32::MAX));
-                    let share = shares.of.get(id)?;
+                    let share = &shares.of[member];
                     share.range(first..=last).next_back().copied()
                 };
-                let giving = readers.iter().copied().filter(|id| of_topic(id).is_some());
-                let Some(most) = giving.max_by_key(|id| shares.load(id)) else {
+                let giving = readers.iter().copied();
+                let giving = giving.filter(|of| of_topic(*of).is_some());
+                let Some(most) = giving.max_by_key(|of| shares.load(*of)) else {
                     break;
                 };
                 if shares.load(least) + 1 >= shares.load(most) {
@@ -169,9 +174,7 @@ fn balance(shares: &mut Shares<'_>, order: &[(usize, TopicId)]) {
                 let Some(partition) = of_topic(most) else {
                     break;
                 };
-                if let Some(share) = shares.of.get_mut(most) {
-                    share.remove(&partition);
-                }
+                shares.of[most].remove(&partition);
                 shares.give(least, partition);
                 moved = true;
             }

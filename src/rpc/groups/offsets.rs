@@ -2,7 +2,8 @@
 //!
 //! Bounds: offsets of a commit, and the metadata beside each; bytes of a page of them.
 
-use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use quorate_broker::CommitCall;
 use quorate_metadata::{CommittedOffset, Committer, Member, MetadataImage, OffsetToCommit};
 use quorate_proto::v1;
 use quorate_types::{
-    CommitSeq, ErrorCode, GroupEpoch, GroupId, LeaderEpoch, MemberId, Offset, TopicId,
+    CommitSeq, ErrorCode, GroupEpoch, GroupId, LeaderEpoch, MemberId, Offset, PartitionId, TopicId,
     TopicPartition,
 };
 use quorate_wire::ErrorInfo;
@@ -209,11 +210,11 @@ impl Edge {
                     .map_or(Bound::Unbounded, Bound::Excluded);
                 let offsets = image.offsets(&id);
                 let is_wanted = |at: &TopicPartition| {
-                    let any = |(topic, partitions): &(TopicId, BTreeSet<_>)| {
-                        *topic == at.topic_id
-                            && (partitions.is_empty() || partitions.contains(&at.partition))
+                    let of_topic = wanted.get(&at.topic_id);
+                    let any = |partitions: &BTreeSet<_>| {
+                        partitions.is_empty() || partitions.contains(&at.partition)
                     };
-                    wanted.is_empty() || wanted.iter().any(any)
+                    wanted.is_empty() || of_topic.is_some_and(any)
                 };
                 let offsets = offsets.range((after, Bound::Unbounded));
                 let offsets = offsets.filter(|(at, _)| is_wanted(at));
@@ -231,7 +232,7 @@ impl Edge {
     fn wanted(
         &self,
         asked: &[v1::TopicPartitions],
-    ) -> Result<Vec<(TopicId, BTreeSet<quorate_types::PartitionId>)>, ErrorInfo> {
+    ) -> Result<BTreeMap<TopicId, BTreeSet<PartitionId>>, ErrorInfo> {
         let of = |asked: &v1::TopicPartitions| {
             let id = Some(&asked.topic_id[..]).filter(|id| !id.is_empty());
             let id = id.map(quorate_wire::topic_id).transpose();
@@ -240,7 +241,10 @@ impl Edge {
                 let number = Self::partition(*number)?;
                 Ok(self.locate(topic.clone(), number)?.id.partition)
             });
-            Ok((topic.id, numbers.collect::<Result<_, ErrorInfo>>()?))
+            Ok((
+                topic.id,
+                numbers.collect::<Result<BTreeSet<_>, ErrorInfo>>()?,
+            ))
         };
         if asked.len() > quorate_wire::SUBSCRIPTION_TOPICS {
             let message = format!(
@@ -250,7 +254,24 @@ impl Edge {
             );
             return Err(ErrorInfo::new(ErrorCode::InvalidRequest, message));
         }
-        asked.iter().map(of).collect()
+        let mut wanted = BTreeMap::<_, BTreeSet<_>>::new();
+        for asked in asked.iter().map(of) {
+            let (topic, numbers) = asked?;
+            match wanted.entry(topic) {
+                Entry::Vacant(new) => {
+                    new.insert(numbers);
+                }
+                // All that are named of it, or simply all.
+                Entry::Occupied(mut known) => {
+                    if numbers.is_empty() || known.get().is_empty() {
+                        known.get_mut().clear();
+                    } else {
+                        known.get_mut().extend(numbers);
+                    }
+                }
+            }
+        }
+        Ok(wanted)
     }
 }
 
