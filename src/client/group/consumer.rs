@@ -55,7 +55,7 @@ struct Progress {
 /// What a commit that is under way says.
 type Commits = Vec<(TopicPartition, Offset)>;
 
-type Found = Result<Vec<(Held, Begin)>, ClientError>;
+type Found = Result<Vec<(Held, Result<Begin, ClientError>)>, ClientError>;
 
 /// A member of a consumer group. Made by [`Client::group`].
 ///
@@ -382,21 +382,36 @@ impl GroupConsumer {
 
     /// Where the partitions begin that were looked for; some may be gone by now.
     fn place(&mut self, found: Found) -> Result<Option<GroupEvent>, ClientError> {
-        let found = match found {
-            Ok(found) => found,
-            Err(error) if error.is_retriable() || matches!(error, ClientError::TimedOut(_)) => {
+        let passes = |error: &ClientError| {
+            let passes = error.is_retriable() || matches!(error, ClientError::TimedOut(_));
+            if passes {
                 let group = &self.shared.options.group;
                 tracing::warn!(group, %error, "it is not known yet where to begin");
-                return Ok(None);
             }
+            passes
+        };
+        let found = match found {
+            Ok(found) => found,
+            Err(error) if passes(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let mut assigned = Vec::new();
+        let (mut assigned, mut refused) = (Vec::new(), None);
         for (held, begin) in found {
             let may_read = self.shared.member.lock().may_read(&held);
-            if !may_read || !self.unplaced.remove(&held) {
+            if !may_read || !self.unplaced.contains(&held) {
                 continue;
             }
+            // One that is not placed is looked for anew, beside those that fall to the member until then.
+            let begin = match begin {
+                Ok(begin) => begin,
+                Err(error) => {
+                    if !passes(&error) {
+                        refused.get_or_insert(error);
+                    }
+                    continue;
+                }
+            };
+            self.unplaced.remove(&held);
             let name = held.name();
             let assignment = Assignment {
                 topic: name.topic.clone(),
@@ -417,7 +432,11 @@ impl GroupConsumer {
             assigned.push(assignment);
         }
         assigned.sort_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
-        Ok((!assigned.is_empty()).then_some(GroupEvent::Assigned(assigned)))
+        match refused {
+            // Else it is told the next time: what is assigned is told first.
+            Some(error) if assigned.is_empty() => Err(error),
+            _ => Ok((!assigned.is_empty()).then_some(GroupEvent::Assigned(assigned))),
+        }
     }
 
     /// What was fetched, where it may be returned still; then it counts as returned.

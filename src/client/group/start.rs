@@ -2,13 +2,14 @@
 //! options say.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use quorate_proto::v1;
 use quorate_proto::v1::groups_client::GroupsClient;
 use quorate_proto::v1::list_offsets_request::{Earliest, Latest, Position};
 use quorate_types::{LeaderEpoch, Offset, TopicId};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::commit::ONE_TRY;
 use super::coordinator::Coordinator;
@@ -18,6 +19,8 @@ use crate::error::ClientError;
 
 /// Leaders are asked for so many partitions at once.
 const AT_ONCE: usize = 32;
+/// One that does not answer for so long is asked again later: the others are read meanwhile.
+const LISTED: Duration = Duration::from_secs(2);
 
 /// Where a partition begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,34 +32,39 @@ pub(super) struct Begin {
     pub(super) committed: bool,
 }
 
-/// Where all of these begin.
+/// Where these begin, each as far as its leader says so.
 ///
 /// # Errors
-/// [`ClientError`] of any of them.
+/// [`ClientError`] where it is not known what the group has committed.
 pub(super) async fn find(
     coordinator: &Coordinator,
     group: &str,
     start: StartPosition,
     wanted: Vec<Held>,
-) -> Result<Vec<(Held, Begin)>, ClientError> {
+) -> Result<Vec<(Held, Result<Begin, ClientError>)>, ClientError> {
     let committed = begins(coordinator, group, &wanted).await?;
     let begin = |held: Held| {
         let known = committed.get(&(held.topic_id, held.partition.to_signed()));
         let known = known.copied();
         async move {
             let begin = match known {
-                Some(begin) => begin,
-                None => Begin {
-                    offset: listed(coordinator, &held, start).await?,
-                    leader_epoch: None,
-                    committed: false,
-                },
+                Some(begin) => Ok(begin),
+                None => {
+                    let listed = timeout(LISTED, listed(coordinator, &held, start)).await;
+                    let late = || ClientError::TimedOut("the leader does not answer".to_owned());
+                    let listed = listed.unwrap_or_else(|_elapsed| Err(late()));
+                    listed.map(|offset| Begin {
+                        offset,
+                        leader_epoch: None,
+                        committed: false,
+                    })
+                }
             };
-            Ok((held, begin))
+            (held, begin)
         }
     };
     let found = stream::iter(wanted).map(begin).buffer_unordered(AT_ONCE);
-    found.try_collect().await
+    Ok(found.collect().await)
 }
 
 /// What a group has committed of these partitions; of none: of all.

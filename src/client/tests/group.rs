@@ -177,6 +177,22 @@ async fn members_go_on_where_the_group_left_off() {
 }
 
 #[tokio::test]
+async fn a_partition_whose_leader_is_silent_holds_no_other_up() {
+    let cluster = cluster(1, LONG, LONG * 10).await;
+    cluster.group.assign([0, 1]);
+    cluster.log.append(0, 2);
+    cluster.log.append(1, 3);
+    cluster.log.silence(Some(1));
+    let mut consumer = cluster.join(cluster.options());
+    assert_eq!(assigned(&mut consumer).await, [(0, 0)]);
+    assert_eq!(records(&mut consumer).await.next.get(), 2);
+    cluster.log.silence(None);
+    assert_eq!(assigned(&mut consumer).await, [(1, 0)]);
+    let read = records(&mut consumer).await;
+    assert_eq!((read.partition.get(), read.next.get()), (1, 3));
+}
+
+#[tokio::test]
 async fn committed_offsets_come_in_pages() {
     let cluster = cluster(1, LONG, LONG * 10).await;
     cluster.group.assign([0, 1, 2]);

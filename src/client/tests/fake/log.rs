@@ -18,9 +18,11 @@ use super::{Answers, DEADLINE, EPOCH, not_here};
 /// Records of a fetch.
 pub const AT_ONCE: u64 = 10;
 
-/// The ends of the partitions, and how many fetches were answered.
+/// The ends of the partitions, how many fetches were answered, and who does not say where it is.
 #[derive(Clone)]
 pub struct Log {
+    /// Its leader does not answer who asks where it begins or ends.
+    silent: Arc<watch::Sender<Option<i32>>>,
     ends: Arc<watch::Sender<BTreeMap<i32, u64>>>,
     fetches: Arc<watch::Sender<u64>>,
 }
@@ -28,6 +30,7 @@ pub struct Log {
 impl Log {
     pub fn new() -> Self {
         Self {
+            silent: Arc::default(),
             ends: Arc::new(watch::Sender::new(BTreeMap::new())),
             fetches: Arc::new(watch::Sender::new(0)),
         }
@@ -41,6 +44,11 @@ impl Log {
     pub fn append(&self, partition: i32, records: u64) {
         self.ends
             .send_modify(|ends| *ends.entry(partition).or_default() += records);
+    }
+
+    /// Has nobody told where this partition begins or ends; nor, with none, any keep silent.
+    pub fn silence(&self, partition: Option<i32>) {
+        self.silent.send_replace(partition);
     }
 
     pub fn fetches(&self) -> u64 {
@@ -108,6 +116,9 @@ impl Consumer for Log {
     ) -> Result<Response<v1::ListOffsetsResponse>, Status> {
         use v1::list_offsets_request::Position;
         let request = request.into_inner();
+        let mut silent = self.silent.subscribe();
+        let speaks = silent.wait_for(|silent| *silent != Some(request.partition));
+        speaks.await.expect("the log is there");
         let offset = match request.position {
             Some(Position::Earliest(_)) => 0,
             _ => self.end(request.partition) as i64,
