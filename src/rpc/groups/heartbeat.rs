@@ -170,6 +170,18 @@ impl Edge {
         &self,
         owned: &[v1::TopicPartitions],
     ) -> Result<BTreeSet<TopicPartition>, ErrorInfo> {
+        let mut named = self.named(owned)?;
+        let image = self.image();
+        named.retain(|at| image.partition(at).is_some());
+        Ok(named)
+    }
+
+    /// The partitions that are named, whether there are such or not; by a topic's name only those that
+    /// this node knows.
+    pub(crate) fn named(
+        &self,
+        owned: &[v1::TopicPartitions],
+    ) -> Result<BTreeSet<TopicPartition>, ErrorInfo> {
         let count: usize = owned.iter().map(|of| of.partitions.len()).sum();
         if count > PARTITIONS {
             let message = format!("{count} partitions: {PARTITIONS} at most");
@@ -190,8 +202,7 @@ impl Edge {
             };
             for number in &of.partitions {
                 let number = Self::partition(*number)?;
-                let at = id.map(|id| TopicPartition::new(id, number));
-                partitions.extend(at.filter(|at| image.partition(at).is_some()));
+                partitions.extend(id.map(|id| TopicPartition::new(id, number)));
             }
         }
         Ok(partitions)

@@ -174,7 +174,8 @@ impl Member {
             return self.later();
         }
         self.backoff = RETRY.0;
-        let assigned = match edge.owned(&answer.assigned) {
+        // The coordinator may know of a topic that this node does not show yet.
+        let assigned = match edge.named(&answer.assigned) {
             Ok(assigned) => assigned,
             Err(error) => return Heard::Failed(error),
         };

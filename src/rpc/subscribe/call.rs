@@ -22,11 +22,10 @@ use super::commits::{self, Done};
 use super::credit::{Credit, Progress, counted};
 use super::holdings::{Change, Holdings};
 use super::join::Join;
-use super::reading::{Begins, Read, Reading, Taken};
+use super::reading::{Begins, Read, Reading, Taken, goes_on};
 use crate::consume::PartitionReader;
 use crate::edge::Edge;
 use crate::groups::{by_topic, refused_offset};
-use crate::starts::Start;
 use crate::status::{invalid, to_status};
 
 /// How long the first message may take.
@@ -78,10 +77,14 @@ pub(super) async fn run(
     out: mpsc::Sender<v1::SubscribeResponse>,
     failure: oneshot::Sender<Status>,
 ) {
-    let begun = match timeout(FIRST, requests.message()).await {
-        Ok(Ok(Some(first))) => Call::begin(edge, host, first).map_err(|error| to_status(&error)),
-        Ok(Ok(None)) => Err(to_status(&bad("the first message must be `join`"))),
-        Ok(Err(status)) => Err(status),
+    let stopping = edge.subscriptions().stopping.clone();
+    let first = stopping.run_until_cancelled(requests.message());
+    let begun = match timeout(FIRST, first).await {
+        Ok(None) => Err(to_status(&stops())),
+        Ok(Some(first)) => first.and_then(|first| match first {
+            Some(first) => Call::begin(edge, host, first).map_err(|error| to_status(&error)),
+            None => Err(to_status(&bad("the first message must be `join`"))),
+        }),
         Err(_elapsed) => Err(Status::deadline_exceeded("no `join` came")),
     };
     let mut call = match begun {
@@ -178,6 +181,7 @@ impl Call {
             let done = tokio::select! {
                 place = out.reserve(), if waits => {
                     let Ok(place) = place else { return End::Gone };
+                    self.expire();
                     if let Some(next) = self.outbox.pop_front() {
                         place.send(next);
                     }
@@ -206,7 +210,7 @@ impl Call {
                     Ok(())
                 }
                 () = until(ends) => {
-                    self.lose_all();
+                    self.expire();
                     Ok(())
                 }
                 (taken, read) = self.reading.next(&self.join, reads) => self.read(taken, read),
@@ -258,7 +262,9 @@ impl Call {
                 self.commits.push(commit);
             }
             Asked::GiveUp(done) => {
-                for at in self.edge.owned(&done.partitions)? {
+                let mut done = self.edge.owned(&done.partitions)?;
+                done.retain(|at| self.holdings.is_revoked(at));
+                for at in done {
                     if self.join.auto_commit {
                         self.progress.abandon(&at);
                     } else {
@@ -430,9 +436,7 @@ impl Call {
 
     /// Places, records, or that there will be none.
     fn read(&mut self, taken: Option<Taken>, read: Read) -> Result<(), ErrorInfo> {
-        // Nothing is sent once others may have it.
-        if self.member.ends.is_some_and(|ends| ends <= Instant::now()) {
-            self.lose_all();
+        if self.expire() {
             return Ok(());
         }
         match (taken, read) {
@@ -470,18 +474,7 @@ impl Call {
     /// else the member has goes on.
     fn interrupted(&mut self, taken: Taken, error: ErrorInfo) {
         let (at, turn) = taken;
-        let place = |key: &str| {
-            let place = error.metadata.get(key);
-            place.and_then(|place| place.parse().ok()).map(Offset::new)
-        };
-        let start = match error.code {
-            ErrorCode::OffsetOutOfRange => Some(self.join.start),
-            ErrorCode::DataLoss => {
-                let lost = place("lost_from").zip(place("offset"));
-                lost.map(|(lost, read)| Start::Offset(lost.min(read), None))
-            }
-            _ => None,
-        };
+        let start = goes_on(&error, self.join.start);
         match start {
             Some(start) if self.holdings.reads(&at, turn) => {
                 self.reading.move_to(&self.join, taken, start, error);
@@ -559,8 +552,27 @@ impl Call {
         }
     }
 
-    /// The session has ended, or may have: others may read what the member had. It joins anew.
+    /// Nothing is sent once others may have it: all is lost where the session may be over.
+    fn expire(&mut self) -> bool {
+        let over = self.member.ends.is_some_and(|ends| ends <= Instant::now());
+        if over {
+            self.lose_all();
+        }
+        over
+    }
+
+    /// The session has ended, or may have: others may read what the member had, also what the client has
+    /// not taken yet. It joins anew.
     fn lose_all(&mut self) {
+        let (credit, progress) = (&mut self.credit, &mut self.progress);
+        self.outbox.retain(|waiting| match &waiting.message {
+            Some(Told::Records(records)) => {
+                credit.unsent(records.bytes);
+                progress.unsent();
+                false
+            }
+            _ => true,
+        });
         let lost = self.holdings.lose_all();
         self.reading = Reading::new(&self.edge);
         // A commit of this life says nothing of the next one's.

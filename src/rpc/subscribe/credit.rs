@@ -48,6 +48,11 @@ impl Credit {
         self.used += u64::from(bytes);
     }
 
+    /// A response is not sent after all.
+    pub(super) fn unsent(&mut self, bytes: u32) {
+        self.used = self.used.saturating_sub(bytes.into());
+    }
+
     /// False where more is given back than was sent.
     #[must_use]
     pub(super) fn given_back(&mut self, bytes: u32) -> bool {
@@ -65,6 +70,8 @@ pub(super) type Place = (Offset, Option<LeaderEpoch>);
 pub(super) struct Progress {
     /// In the order in which it was sent; taken away partitions have none of it.
     sent: VecDeque<(TopicPartition, Place, u64)>,
+    /// How many of them are of each partition.
+    under_way: BTreeMap<TopicPartition, usize>,
     /// Given back, and less than the first takes.
     given: u64,
     /// Done and not committed.
@@ -78,6 +85,32 @@ pub(super) struct Progress {
 impl Progress {
     pub(super) fn sent(&mut self, at: TopicPartition, place: Place, bytes: u32) {
         self.sent.push_back((at, place, bytes.into()));
+        *self.under_way.entry(at).or_default() += 1;
+    }
+
+    /// What was sent last is not sent after all.
+    pub(super) fn unsent(&mut self) {
+        if let Some((at, _, _)) = self.sent.pop_back() {
+            self.comes_back(&at);
+            let left = self.under_way(&at);
+            if let Some(forgotten) = self.forgotten.get_mut(&at) {
+                *forgotten = left.min(*forgotten);
+            }
+            self.forgotten.retain(|_, count| *count > 0);
+        }
+    }
+
+    fn comes_back(&mut self, at: &TopicPartition) {
+        if let Some(count) = self.under_way.get_mut(at) {
+            *count -= 1;
+            if *count == 0 {
+                self.under_way.remove(at);
+            }
+        }
+    }
+
+    fn under_way(&self, at: &TopicPartition) -> usize {
+        self.under_way.get(at).copied().unwrap_or(0)
     }
 
     /// Where a partition begins of which nothing is committed: so that its next reader begins there,
@@ -94,6 +127,7 @@ impl Progress {
         {
             self.given -= bytes;
             self.sent.pop_front();
+            self.comes_back(&at);
             match self.forgotten.get_mut(&at) {
                 Some(1) => {
                     self.forgotten.remove(&at);
@@ -128,14 +162,15 @@ impl Progress {
 
     /// Whether all that was sent of a partition is done and committed.
     pub(super) fn is_settled(&self, at: &TopicPartition) -> bool {
-        let sent = self.sent.iter().filter(|(of, _, _)| of == at).count();
         let forgotten = self.forgotten.get(at).copied().unwrap_or(0);
-        sent == forgotten && !self.done.contains_key(at) && !self.committing.contains_key(at)
+        self.under_way(at) == forgotten
+            && !self.done.contains_key(at)
+            && !self.committing.contains_key(at)
     }
 
     /// What was sent of a partition and not given back does not count any more.
     pub(super) fn abandon(&mut self, at: &TopicPartition) {
-        let sent = self.sent.iter().filter(|(of, _, _)| of == at).count();
+        let sent = self.under_way(at);
         if sent > 0 {
             self.forgotten.insert(*at, sent);
         }
@@ -214,5 +249,24 @@ mod tests {
         assert_eq!(progress.commit(), None);
         progress.given_back(10);
         assert_eq!(progress.commit().unwrap(), [(at(0), place(2))].into());
+    }
+    #[test]
+    fn what_was_not_sent_after_all_is_not_waited_for() {
+        let mut progress = Progress::default();
+        progress.sent(at(0), place(5), 100);
+        progress.sent(at(0), place(6), 10);
+        progress.lose(&at(0));
+        progress.unsent();
+        progress.given_back(100);
+        assert_eq!(progress.commit(), None);
+        // What comes afterwards counts.
+        progress.sent(at(0), place(7), 10);
+        progress.given_back(10);
+        assert_eq!(progress.commit().unwrap(), [(at(0), place(7))].into());
+        let mut credit = Credit::new(10).unwrap();
+        credit.sent(10);
+        credit.unsent(10);
+        assert!(credit.is_left());
+        assert!(!credit.given_back(1));
     }
 }

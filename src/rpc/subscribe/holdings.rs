@@ -145,6 +145,12 @@ impl Holdings {
         held.is_some_and(|held| held.turn == turn && held.state != State::Revoked)
     }
 
+    /// Whether the client is to give that up.
+    pub(super) fn is_revoked(&self, at: &TopicPartition) -> bool {
+        let held = self.held.get(at);
+        held.is_some_and(|held| held.state == State::Revoked)
+    }
+
     /// Partitions that the client is to give up.
     pub(super) fn revoked(&self) -> impl Iterator<Item = TopicPartition> {
         let revoked = self
@@ -156,10 +162,7 @@ impl Holdings {
 
     /// The client is done with a revoked partition; says whether it was one.
     pub(super) fn give_up(&mut self, at: &TopicPartition) -> bool {
-        let revoked = self
-            .held
-            .get(at)
-            .is_some_and(|held| held.state == State::Revoked);
+        let revoked = self.is_revoked(at);
         if revoked {
             self.held.remove(at);
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream, FuturesUnordered, SelectAll, StreamExt};
 use quorate_proto::v1;
-use quorate_types::{LeaderEpoch, Offset, TopicPartition};
+use quorate_types::{ErrorCode, LeaderEpoch, Offset, TopicPartition};
 use quorate_wire::ErrorInfo;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -225,4 +225,59 @@ fn offsets_of(
         Some((TopicPartition::new(id, partition), (next, epoch)))
     };
     answer.offsets.into_iter().filter_map(of).collect()
+}
+
+/// Where a partition is read on whose reading ended like that; none: it is not.
+pub(super) fn goes_on(error: &ErrorInfo, usual: Start) -> Option<Start> {
+    let place = |key: &str| {
+        let place = error.metadata.get(key);
+        place.and_then(|place| place.parse().ok()).map(Offset::new)
+    };
+    let read = place("offset");
+    let before = |key| place(key).zip(read).map(|(place, read)| place.min(read));
+    match error.code {
+        // What was read is of another history (KIP-320), from there on at most: nothing is passed over.
+        ErrorCode::OffsetOutOfRange => match before("diverging_offset") {
+            Some(parts) => Some(Start::Offset(parts, None)),
+            None => Some(usual),
+        },
+        ErrorCode::DataLoss => before("lost_from").map(|lost| Start::Offset(lost, None)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn went_wrong(code: ErrorCode, places: &[(&str, u64)]) -> ErrorInfo {
+        let mut error = ErrorInfo::new(code, "");
+        for (key, place) in places {
+            error.metadata.insert((*key).to_owned(), place.to_string());
+        }
+        error
+    }
+
+    #[test]
+    fn a_reader_whose_history_parts_passes_over_nothing() {
+        let usual = Start::Position(v1::Position::Latest);
+        let at = |error: &ErrorInfo| match goes_on(error, usual) {
+            Some(Start::Offset(offset, None)) => Some(offset.get()),
+            Some(Start::Position(v1::Position::Latest)) => None,
+            other => panic!("{other:?}"),
+        };
+        let parted = |parts, read| {
+            let places = [("diverging_offset", parts), ("offset", read)];
+            went_wrong(ErrorCode::OffsetOutOfRange, &places)
+        };
+        assert_eq!(at(&parted(7, 10)), Some(7));
+        // Only the epoch that was committed is another one than the log has.
+        assert_eq!(at(&parted(12, 10)), Some(10));
+        let outside = went_wrong(ErrorCode::OffsetOutOfRange, &[("offset", 10)]);
+        assert_eq!(at(&outside), None);
+        let lost = [("lost_from", 4), ("offset", 10)];
+        assert_eq!(at(&went_wrong(ErrorCode::DataLoss, &lost)), Some(4));
+        assert!(goes_on(&went_wrong(ErrorCode::CorruptMessage, &[]), usual).is_none());
+        assert!(goes_on(&went_wrong(ErrorCode::DataLoss, &[]), usual).is_none());
+    }
 }
