@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use quorate_client::{ProducerOptions, ToSend};
 use quorate_types::PartitionId;
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -133,6 +133,21 @@ async fn members_read_commit_and_leave_and_groups_are_reset_and_deleted() {
     assert_eq!(shell.read().await, 0, "all was committed");
     assert_eq!(shell.committed().await, [(Some(10), Some(0)); 3]);
 
+    // An offset that is not there is not committed: the member begins at the end.
+    let far = [
+        "consume",
+        TOPIC,
+        "--group",
+        "far",
+        "--from",
+        "500",
+        "--exit-at-end",
+    ];
+    assert_eq!(shell.succeeds(&far).await, "");
+    let described = shell.json(&["group", "describe", "far"]).await;
+    assert_eq!(described["offsets"][0]["committed"], 10);
+    shell.succeeds(&["group", "delete", "far"]).await;
+
     // A member that is told to end twice at once, as `timeout` does, still leaves and commits.
     let mut member = shell.command(&["consume", TOPIC, "--group", GROUP]);
     let mut member = member.spawn().unwrap();
@@ -196,6 +211,38 @@ async fn members_read_commit_and_leave_and_groups_are_reset_and_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_whose_output_nobody_takes_leaves_and_commits_none_of_it() {
+    let shell = Shell::start().await;
+    let producer = shell.cluster.client.producer(ProducerOptions::default());
+    // More than a pipe takes.
+    let value = vec![b'v'; 1_000_000];
+    let record = ToSend {
+        value: Some(&value),
+        partition: Some(PartitionId::new(0)),
+        ..ToSend::default()
+    };
+    producer.send(TOPIC, record).await.unwrap();
+    producer.flush().await;
+    let consume = ["consume", TOPIC, "--group", GROUP, "--from", "beginning"];
+    let mut member = shell.command(&consume).spawn().unwrap();
+    // The pipe is full from then on.
+    let mut out = member.stdout.take().unwrap();
+    let mut some = [0; 10];
+    timeout(BOUND, out.read_exact(&mut some))
+        .await
+        .unwrap()
+        .unwrap();
+    let pid = Pid::from_raw(i32::try_from(member.id().unwrap()).unwrap());
+    kill(pid, Signal::SIGTERM).unwrap();
+    let ended = timeout(BOUND, member.wait()).await.unwrap().unwrap();
+    assert!(ended.success(), "{ended:?}");
+    let described = shell.json(&["group", "describe", GROUP]).await;
+    assert_eq!(described["state"], "empty");
+    assert_eq!(shell.committed().await[0], (Some(0), Some(1)));
+    assert_eq!(shell.read().await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wrong_commands_about_groups_say_why_and_change_nothing() {
     let shell = Shell::start().await;
     let reset = ["group", "reset-offsets", GROUP, "--topic"];
@@ -206,7 +253,7 @@ async fn wrong_commands_about_groups_say_why_and_change_nothing() {
             2,
             "cannot be used",
         ),
-        (&[TOPIC, "--to-offset", "-1"], 2, "--to-offset"),
+        (&[TOPIC, "--to-offset", "-1"], 2, "invalid value '-1'"),
         (&[TOPIC, "--to-timestamp", "soon"], 2, "--to-timestamp"),
         (&[TOPIC, "--shift-by", "1"], 1, "nothing is committed"),
         (&["unknown", "--to-latest"], 1, "UNKNOWN_TOPIC_OR_PARTITION"),

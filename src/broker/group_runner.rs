@@ -14,10 +14,11 @@ use quorate_group::{
     ProposalResult, RequestId,
 };
 use quorate_metadata::{
-    AlterGroup, Command, GROUP_SHARDS, MemberProfile, MetadataImage, Outcome, RefusedItem, Shard,
+    AlterGroup, Command, GROUP_SHARDS, MemberChange, MemberProfile, MetadataImage, Outcome,
+    RefusedItem, Shard,
 };
 use quorate_quorum::QuorumHandle;
-use quorate_types::{CoordinatorEpoch, GroupId, GroupShard, NodeId};
+use quorate_types::{CoordinatorEpoch, GroupId, GroupShard, MemberId, NodeId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -247,6 +248,7 @@ impl Running {
     fn act(&mut self, action: Action) {
         match action {
             Action::Propose { id, change } => {
+                tell(&change);
                 let size = size(&change);
                 self.alters.push((id, change), size);
             }
@@ -349,6 +351,33 @@ async fn alter(quorum: QuorumHandle, changes: Vec<(ProposalId, AlterGroup)>) -> 
         Ok(_) | Err(_) => None,
     };
     Decided::Altered { ids, refused }
+}
+
+/// Says in the log who comes and goes, of some by their names.
+fn tell(change: &AlterGroup) {
+    const NAMED: usize = 4;
+    let group = &change.group;
+    if change.delete {
+        tracing::info!(%group, "the group is to be deleted");
+        return;
+    }
+    let names = |members: Vec<&MemberId>| {
+        let named = members.iter().take(NAMED).map(ToString::to_string);
+        let mut names: Vec<String> = named.collect();
+        if members.len() > NAMED {
+            names.push(format!("{} more", members.len() - NAMED));
+        }
+        names.join(", ")
+    };
+    let says = |member: &&MemberChange| member.profile.is_some();
+    let coming = change.members.iter().filter(says).map(|of| &of.member);
+    let (coming, gone) = (names(coming.collect()), names(change.gone.iter().collect()));
+    if !coming.is_empty() {
+        tracing::info!(%group, members = coming, "join the group, or change what they read");
+    }
+    if !gone.is_empty() {
+        tracing::info!(%group, members = gone, "leave the group, or their sessions are over");
+    }
 }
 
 /// How much a change takes, about.

@@ -158,7 +158,7 @@ pub enum GroupError {
     #[error("there are {0} groups, as many as there may be (`max-groups`)")]
     TooManyGroups(usize),
     /// The group has members.
-    #[error("the group has {0} members: stop them first")]
+    #[error("the group has members ({0}): stop them first")]
     NonEmpty(usize),
     /// The request makes no sense.
     #[error("{0}")]

@@ -3,12 +3,12 @@
 //! taken back.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::time::Duration;
 
 use quorate_client::{
-    Assignment, Client, ClientError, Consumed, ConsumerOptions, GroupConsumer, GroupEvent,
-    GroupOptions, StartPosition, TopicPartition,
+    Assignment, Client, Consumed, ConsumerOptions, GroupConsumer, GroupEvent, GroupOptions,
+    StartPosition, TopicPartition,
 };
 use quorate_proto::v1;
 use quorate_proto::v1::list_offsets_request::{Latest, Position};
@@ -27,6 +27,8 @@ use crate::told;
 const ASK: Duration = Duration::from_secs(1);
 /// Signals so close together are one wish: `timeout` signals its child, and then the group of both.
 const ONE_WISH: Duration = Duration::from_millis(250);
+/// Leaving takes no longer where the cluster answers; else it is told what is waited for.
+const NOTICE: Duration = Duration::from_secs(1);
 
 /// What ends the command from outside.
 struct Stop {
@@ -71,6 +73,8 @@ struct Left {
     ends: Option<BTreeMap<TopicPartition, Offset>>,
     /// Whether any partition has fallen to the member.
     assigned: bool,
+    /// Where the records begin that may not be written yet.
+    unwritten: Option<(TopicPartition, Offset)>,
 }
 
 impl Left {
@@ -119,6 +123,7 @@ pub(crate) async fn run(
         records: args.max.unwrap_or(u64::MAX),
         ends: args.exit_at_end.then(BTreeMap::new),
         assigned: false,
+        unwritten: None,
     };
     if left.is_over() {
         return Ok(());
@@ -144,16 +149,29 @@ pub(crate) async fn run(
         read = read(client, args, format, &mut member, &mut left) => read,
         () = stop.asked() => Ok(()),
     };
+    // Stdout may take nothing any more. What the member has lost meanwhile it commits in no case.
+    if let Some((partition, offset)) = left.unwritten.take() {
+        let _lost = member.seek(&partition, offset);
+    }
+    let notice = async {
+        sleep(NOTICE).await;
+        eprintln!("committing, and leaving group {group}; once more ends at once");
+        std::future::pending().await
+    };
     // Who does not want to wait for that says so once more.
     let closed = tokio::select! {
         closed = member.close() => closed,
-        () = stop.asked_again() => Err(ClientError::Closed),
+        () = stop.asked_again() => {
+            let why = "it was ended before the group had answered";
+            return Err(Failure::new(format!("what was read last may not be committed in group {group}"), why));
+        }
+        () = notice => Ok(()),
     };
     let what = format!("what was read last may not be committed in group {group}");
     read.and(closed.map_err(|error| told(what, &error)))
 }
 
-/// Reads until all is read. May be dropped while it waits: records are written at once.
+/// Reads until all is read. May be dropped while it waits: what may not be written is in `left`.
 async fn read(
     client: &Client,
     args: &ConsumeArgs,
@@ -161,7 +179,6 @@ async fn read(
     member: &mut GroupConsumer,
     left: &mut Left,
 ) -> Outcome {
-    let mut out = BufWriter::with_capacity(1 << 16, io::stdout());
     let mut ask = interval(ASK);
     ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while !left.is_over() {
@@ -177,7 +194,7 @@ async fn read(
             }
         };
         match event {
-            Ok(GroupEvent::Records(read)) => write(format, &mut out, member, &read, left)?,
+            Ok(GroupEvent::Records(read)) => write(format, member, &read, left).await?,
             Ok(GroupEvent::Assigned(assigned)) => note_ends(client, member, left, assigned).await?,
             Ok(GroupEvent::Revoked(revoked)) => left.gone(&revoked),
             Ok(GroupEvent::Lost(lost)) => {
@@ -240,9 +257,8 @@ async fn note_ends(
     Ok(())
 }
 
-fn write(
+async fn write(
     format: &Format,
-    out: &mut impl Write,
     member: &mut GroupConsumer,
     read: &Consumed,
     left: &mut Left,
@@ -250,12 +266,16 @@ fn write(
     let partition = TopicPartition::new(read.topic.clone(), read.partition);
     let ends = left.ends.as_ref();
     let until = ends.and_then(|ends| ends.get(&partition).copied());
-    let written = print(format, out, read, until, &mut left.records)
-        .and_then(|written| out.flush().map(|()| written));
-    let (done, outcome) = match written {
-        Ok(done) => (done, Ok(())),
+    let mut text = Vec::new();
+    let printed = print(format, &mut text, read, until, &mut left.records);
+    let printed = printed.map_err(Failure::stdout)?;
+    let first = read.records.first().filter(|_| printed > 0);
+    left.unwritten = first.map(|first| (partition.clone(), first.offset));
+    let (done, outcome) = match to_stdout(text).await {
+        Ok(()) => (printed, Ok(())),
         Err(error) => (0, Err(Failure::stdout(error))),
     };
+    left.unwritten = None;
     // What was not written is not done, and is read again by whoever is next.
     if let Some(not_done) = read.records.get(done) {
         let back = member.seek(&partition, not_done.offset);
@@ -265,4 +285,16 @@ fn write(
         pause(member, &partition)?;
     }
     outcome
+}
+
+/// Writes beside whatever else there is to do: a reader that takes nothing keeps nobody from leaving.
+async fn to_stdout(text: Vec<u8>) -> io::Result<()> {
+    if text.is_empty() {
+        return Ok(());
+    }
+    let written = tokio::task::spawn_blocking(move || {
+        let mut out = io::stdout().lock();
+        out.write_all(&text).and_then(|()| out.flush())
+    });
+    written.await.map_err(io::Error::other)?
 }

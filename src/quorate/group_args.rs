@@ -61,7 +61,7 @@ pub struct ResetArgs {
 #[group(required = true, multiple = false)]
 pub struct ResetTo {
     /// To this offset
-    #[arg(long, value_parser = offset, value_name = "N")]
+    #[arg(long, value_parser = offset, allow_negative_numbers = true, value_name = "N")]
     pub to_offset: Option<Offset>,
 
     /// To the first record that is still there

@@ -18,7 +18,7 @@ pub enum StartPosition {
     Latest,
     /// At the first record that is at least so young, else after the last one.
     Timestamp(Timestamp),
-    /// At this offset, in every partition.
+    /// At this offset, in every partition; where it lies outside of the log, at its nearer end.
     Offset(Offset),
 }
 

@@ -131,8 +131,18 @@ async fn listed(
         let client = coordinator.client();
         client.list_offset(&held.topic, held.partition, position)
     };
+    let offset_of = |found: Option<i64>| {
+        let found = found.map(Offset::from_signed).transpose();
+        let found = found.map_err(|error| ClientError::Protocol(error.to_string()))?;
+        Ok(found.unwrap_or_default())
+    };
     let found = match start {
-        StartPosition::Offset(offset) => return Ok(offset),
+        // What is read from there on is committed: it is to be there.
+        StartPosition::Offset(offset) => {
+            let first = offset_of(list(Position::Earliest(Earliest {})).await?)?;
+            let end = offset_of(list(Position::Latest(Latest {})).await?)?;
+            return Ok(offset.max(first).min(end.max(first)));
+        }
         StartPosition::Earliest => list(Position::Earliest(Earliest {})).await?,
         StartPosition::Latest => list(Position::Latest(Latest {})).await?,
         StartPosition::Timestamp(at) => match list(Position::TimestampMs(at.millis())).await? {
@@ -140,7 +150,5 @@ async fn listed(
             found => found,
         },
     };
-    let found = found.map(Offset::from_signed).transpose();
-    let found = found.map_err(|error| ClientError::Protocol(error.to_string()))?;
-    Ok(found.unwrap_or_default())
+    offset_of(found)
 }

@@ -177,6 +177,19 @@ async fn members_go_on_where_the_group_left_off() {
 }
 
 #[tokio::test]
+async fn who_begins_outside_of_the_log_begins_at_its_nearer_end() {
+    let cluster = cluster(1, LONG, LONG * 10).await;
+    cluster.group.assign([0, 1]);
+    cluster.log.append(0, 2);
+    cluster.log.append(1, 30);
+    let mut consumer = cluster.join(GroupOptions {
+        start: StartPosition::Offset(Offset::new(9)),
+        ..cluster.options()
+    });
+    assert_eq!(assigned(&mut consumer).await, [(0, 2), (1, 9)]);
+}
+
+#[tokio::test]
 async fn a_partition_whose_leader_is_silent_holds_no_other_up() {
     let cluster = cluster(1, LONG, LONG * 10).await;
     cluster.group.assign([0, 1]);
