@@ -211,6 +211,27 @@ async fn members_read_commit_and_leave_and_groups_are_reset_and_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_stopped_while_it_writes_has_committed_what_it_wrote() {
+    let shell = Shell::start().await;
+    shell.write(3_000).await;
+    let consume = ["consume", TOPIC, "--group", GROUP, "--from", "beginning"];
+    let mut member = shell.command(&consume).spawn().unwrap();
+    let mut out = member.stdout.take().unwrap();
+    let mut text = vec![0; 2];
+    timeout(BOUND, out.read_exact(&mut text))
+        .await
+        .unwrap()
+        .unwrap();
+    let pid = Pid::from_raw(i32::try_from(member.id().unwrap()).unwrap());
+    kill(pid, Signal::SIGTERM).unwrap();
+    let rest = out.read_to_end(&mut text);
+    timeout(BOUND, rest).await.unwrap().unwrap();
+    assert!(member.wait().await.unwrap().success());
+    let written = text.iter().filter(|byte| **byte == b'\n').count();
+    assert_eq!(written + shell.read().await, 9_000, "{written} first");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_whose_output_nobody_takes_leaves_and_commits_none_of_it() {
     let shell = Shell::start().await;
     let producer = shell.cluster.client.producer(ProducerOptions::default());

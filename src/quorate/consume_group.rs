@@ -7,14 +7,15 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use quorate_client::{
-    Assignment, Client, Consumed, ConsumerOptions, GroupConsumer, GroupEvent, GroupOptions,
-    StartPosition, TopicPartition,
+    Assignment, Client, ClientError, Consumed, ConsumerOptions, GroupConsumer, GroupEvent,
+    GroupOptions, StartPosition, TopicPartition,
 };
 use quorate_proto::v1;
 use quorate_proto::v1::list_offsets_request::{Latest, Position};
 use quorate_types::Offset;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::cli::ConsumeArgs;
 use crate::consume::{offset, print, skipped};
@@ -73,8 +74,46 @@ struct Left {
     ends: Option<BTreeMap<TopicPartition, Offset>>,
     /// Whether any partition has fallen to the member.
     assigned: bool,
-    /// Where the records begin that may not be written yet.
-    unwritten: Option<(TopicPartition, Offset)>,
+    /// Records that are being written.
+    writing: Option<Writing>,
+}
+
+/// Some of a partition, on their way to stdout.
+struct Writing {
+    partition: TopicPartition,
+    first: Offset,
+    /// What was read behind them, and is not to be written.
+    rest: Option<Offset>,
+    done: JoinHandle<io::Result<()>>,
+}
+
+impl Writing {
+    /// Writes beside whatever else there is to do: a reader that takes nothing keeps nobody from leaving.
+    fn begin(
+        partition: TopicPartition,
+        read: &Consumed,
+        printed: usize,
+        text: Vec<u8>,
+    ) -> Option<Self> {
+        let offset = |place: usize| read.records.get(place).map(|record| record.offset);
+        let (first, rest) = (offset(0)?, offset(printed));
+        let done = tokio::task::spawn_blocking(move || {
+            let mut out = io::stdout().lock();
+            out.write_all(&text).and_then(|()| out.flush())
+        });
+        Some(Self {
+            partition,
+            first,
+            rest,
+            done,
+        })
+    }
+
+    /// What is not written is not done, and is read again by whoever is next.
+    fn take_back(&self, member: &mut GroupConsumer, written: bool) -> Result<(), ClientError> {
+        let from = if written { self.rest } else { Some(self.first) };
+        from.map_or(Ok(()), |from| member.seek(&self.partition, from))
+    }
 }
 
 impl Left {
@@ -123,7 +162,7 @@ pub(crate) async fn run(
         records: args.max.unwrap_or(u64::MAX),
         ends: args.exit_at_end.then(BTreeMap::new),
         assigned: false,
-        unwritten: None,
+        writing: None,
     };
     if left.is_over() {
         return Ok(());
@@ -149,9 +188,10 @@ pub(crate) async fn run(
         read = read(client, args, format, &mut member, &mut left) => read,
         () = stop.asked() => Ok(()),
     };
-    // Stdout may take nothing any more. What the member has lost meanwhile it commits in no case.
-    if let Some((partition, offset)) = left.unwritten.take() {
-        let _lost = member.seek(&partition, offset);
+    // Stdout may take nothing any more. What the member has lost meanwhile it does not commit.
+    if let Some(mut writing) = left.writing.take() {
+        let written = timeout(NOTICE, &mut writing.done).await;
+        let _lost = writing.take_back(&mut member, matches!(written, Ok(Ok(Ok(())))));
     }
     let notice = async {
         sleep(NOTICE).await;
@@ -162,8 +202,8 @@ pub(crate) async fn run(
     let closed = tokio::select! {
         closed = member.close() => closed,
         () = stop.asked_again() => {
-            let why = "it was ended before the group had answered";
-            return Err(Failure::new(format!("what was read last may not be committed in group {group}"), why));
+            let what = format!("what was read last may not be committed in group {group}");
+            return Err(Failure::new(what, "it was ended before the group had answered"));
         }
         () = notice => Ok(()),
     };
@@ -171,7 +211,7 @@ pub(crate) async fn run(
     read.and(closed.map_err(|error| told(what, &error)))
 }
 
-/// Reads until all is read. May be dropped while it waits: what may not be written is in `left`.
+/// Reads until all is read. May be dropped while it waits: what is being written is in `left`.
 async fn read(
     client: &Client,
     args: &ConsumeArgs,
@@ -269,32 +309,18 @@ async fn write(
     let mut text = Vec::new();
     let printed = print(format, &mut text, read, until, &mut left.records);
     let printed = printed.map_err(Failure::stdout)?;
-    let first = read.records.first().filter(|_| printed > 0);
-    left.unwritten = first.map(|first| (partition.clone(), first.offset));
-    let (done, outcome) = match to_stdout(text).await {
-        Ok(()) => (printed, Ok(())),
-        Err(error) => (0, Err(Failure::stdout(error))),
-    };
-    left.unwritten = None;
-    // What was not written is not done, and is read again by whoever is next.
-    if let Some(not_done) = read.records.get(done) {
-        let back = member.seek(&partition, not_done.offset);
+    left.writing = Writing::begin(partition.clone(), read, printed, text);
+    let mut outcome = Ok(());
+    if let Some(writing) = &mut left.writing {
+        let done = (&mut writing.done).await.map_err(io::Error::other);
+        let written = done.and_then(|written| written);
+        let back = writing.take_back(member, written.is_ok());
         back.map_err(|error| Failure::new("cannot read on", error))?;
+        outcome = written.map_err(Failure::stdout);
     }
+    left.writing = None;
     if left.reached(&partition, read.next) {
         pause(member, &partition)?;
     }
     outcome
-}
-
-/// Writes beside whatever else there is to do: a reader that takes nothing keeps nobody from leaving.
-async fn to_stdout(text: Vec<u8>) -> io::Result<()> {
-    if text.is_empty() {
-        return Ok(());
-    }
-    let written = tokio::task::spawn_blocking(move || {
-        let mut out = io::stdout().lock();
-        out.write_all(&text).and_then(|()| out.flush())
-    });
-    written.await.map_err(io::Error::other)?
 }

@@ -263,6 +263,10 @@ impl GroupConsumer {
     /// # Errors
     /// What went wrong first; it has left all the same, or does so when its session ends.
     pub async fn close(mut self) -> Result<(), ClientError> {
+        // Of what was lost others may have committed more since.
+        self.shared.expire();
+        let lost = self.shared.member.lock().take_lost();
+        self.forget(&lost);
         // The heartbeats go on: the commit may take longer than the session.
         let committed = match self.commit_due {
             Some(_) => self.commit().await,

@@ -19,7 +19,8 @@ use crate::error::ClientError;
 
 /// Leaders are asked for so many partitions at once.
 const AT_ONCE: usize = 32;
-/// One that does not answer for so long is asked again later: the others are read meanwhile.
+/// One that does not answer for so long is asked again later: the others are read meanwhile. A look-up
+/// by time may have to read, and has all the time of a call.
 const LISTED: Duration = Duration::from_secs(2);
 
 /// Where a partition begins.
@@ -50,9 +51,7 @@ pub(super) async fn find(
             let begin = match known {
                 Some(begin) => Ok(begin),
                 None => {
-                    let listed = timeout(LISTED, listed(coordinator, &held, start)).await;
-                    let late = || ClientError::TimedOut("the leader does not answer".to_owned());
-                    let listed = listed.unwrap_or_else(|_elapsed| Err(late()));
+                    let listed = listed(coordinator, &held, start).await;
                     listed.map(|offset| Begin {
                         offset,
                         leader_epoch: None,
@@ -127,9 +126,15 @@ async fn listed(
     held: &Held,
     start: StartPosition,
 ) -> Result<Offset, ClientError> {
-    let list = |position| {
+    let list = async |position| {
         let client = coordinator.client();
-        client.list_offset(&held.topic, held.partition, position)
+        let limit = match position {
+            Position::TimestampMs(_) => client.options().call_timeout,
+            _ => LISTED,
+        };
+        let listed = client.list_offset(&held.topic, held.partition, position);
+        let late = |_| ClientError::TimedOut("the leader does not answer".to_owned());
+        timeout(limit, listed).await.map_err(late)?
     };
     let offset_of = |found: Option<i64>| {
         let found = found.map(Offset::from_signed).transpose();

@@ -177,6 +177,34 @@ async fn members_go_on_where_the_group_left_off() {
 }
 
 #[tokio::test]
+async fn who_closes_commits_nothing_of_what_it_has_lost() {
+    let cluster = cluster(1, Duration::from_millis(20), LONG * 10).await;
+    cluster.group.assign([0]);
+    cluster.log.append(0, 3);
+    let mut consumer = cluster.join(GroupOptions {
+        auto_commit: Some(LONG),
+        ..cluster.options()
+    });
+    assigned(&mut consumer).await;
+    records(&mut consumer).await;
+    // It has another life before anything is asked of it again.
+    let first = consumer.member_id();
+    cluster.group.change(|state| state.member = None);
+    let another = async {
+        while consumer.member_id() == first || !consumer.is_member() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(DEADLINE, another).await.unwrap();
+    consumer.close().await.unwrap();
+    let told = cluster.group.told();
+    let commits = told
+        .iter()
+        .filter(|told| matches!(told, Told::Commit { .. }));
+    assert_eq!(commits.count(), 0, "{told:?}");
+}
+
+#[tokio::test]
 async fn who_begins_outside_of_the_log_begins_at_its_nearer_end() {
     let cluster = cluster(1, LONG, LONG * 10).await;
     cluster.group.assign([0, 1]);

@@ -446,6 +446,12 @@ impl Call {
                     self.send(at, records, epoch);
                 }
             }
+            // It is begun anew with the next answer of the coordinator that names it.
+            (Some((at, turn)), Read::Unknown) => {
+                if self.holdings.wants(&at, turn) {
+                    self.lose(vec![at]);
+                }
+            }
             // Taken away meanwhile.
             (Some((at, turn)), Read::Failed(_)) if !self.holdings.wants(&at, turn) => {}
             // The topic is deleted.
@@ -465,7 +471,7 @@ impl Call {
                 }
             }
             (None, Read::Failed(error)) => return Err(error),
-            (None, Read::Begun(..) | Read::Moved(..) | Read::Records(..)) => {}
+            (None, Read::Begun(..) | Read::Moved(..) | Read::Records(..) | Read::Unknown) => {}
         }
         Ok(())
     }

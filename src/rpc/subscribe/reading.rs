@@ -36,6 +36,8 @@ pub(super) enum Read {
     /// Records, and the epoch of the last.
     Records(v1::ConsumeResponse, Option<LeaderEpoch>),
     Failed(ErrorInfo),
+    /// This node does not show the partition.
+    Unknown,
 }
 
 /// Where a partition begins.
@@ -97,7 +99,10 @@ impl Reading {
             let _late = timeout(SHOWN, shown).await.map(drop);
             let mut committed = BTreeMap::new();
             let mut after = None;
-            loop {
+            // Of none all would be told.
+            let image = edge.image();
+            let mut more = taken.iter().any(|(at, _)| image.partition(at).is_some());
+            while more {
                 let page = asked(None, || {
                     let image = edge.image();
                     // A topic that is deleted meanwhile is taken away from the member soon.
@@ -115,11 +120,8 @@ impl Reading {
                     topic_id: last.topic_id.clone(),
                     partition: last.partition,
                 });
-                let more = page.more && after.is_some();
+                more = page.more && after.is_some();
                 committed.extend(offsets_of(page));
-                if !more {
-                    break;
-                }
             }
             let place = |taken: &Taken| (*taken, committed.get(&taken.0).copied());
             Ok(taken.iter().map(place).collect())
@@ -171,10 +173,11 @@ impl Reading {
         for (taken, committed) in places {
             let start =
                 committed.map_or(join.start, |(offset, epoch)| Start::Offset(offset, epoch));
-            let Some(mut reader) = self.reader(join, taken.0, start) else {
-                continue;
-            };
+            let reader = self.reader(join, taken.0, start);
             self.beginning.push(Box::pin(async move {
+                let Some(mut reader) = reader else {
+                    return (taken, Read::Unknown);
+                };
                 let read = match reader.begin().await {
                     Ok(offset) => {
                         let committed = committed.is_some();
