@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use quorate_client::{Assignment, Client, ClientError, ConsumerOptions};
+use quorate_proto::v1::list_offsets_request::{Latest, Position};
 use quorate_types::{Offset, PartitionId};
 
 use crate::history::Stored;
@@ -55,9 +56,10 @@ pub async fn read_from(
             offset,
             why,
         };
-        let Some(end) = partition.high_watermark else {
-            return Err(unexpected(-1, "the leader tells no high watermark"));
-        };
+        // A leader that has just gone is followed by another one.
+        let latest = Position::Latest(Latest {});
+        let end = client.list_offset(topic, id, latest).await?;
+        let end = end.ok_or_else(|| unexpected(-1, "the leader tells no high watermark"))?;
         let mut next = starts.get(&id.get()).copied().unwrap_or(0);
         let offset = Offset::from_signed(next);
         let assigned = vec![Assignment {
