@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use quorate::{LocalCluster, LocalClusterOptions, NodeLogs, NodePlan, NodeState};
 use quorate_client::{Client, ClientError, ClientOptions};
+use quorate_config::{Key, Layers, NodeSettings};
 use quorate_proto::v1;
 use quorate_proto::v1::admin_client::AdminClient;
 use quorate_proto::v1::produce_request::Payload;
@@ -298,4 +299,27 @@ pub fn resident(pid: u32) -> io::Result<u64> {
     let kib = kib.and_then(|kib| kib.parse::<u64>().ok());
     kib.map(|kib| kib << 10)
         .ok_or_else(|| io::Error::other(format!("process {pid} holds no memory")))
+}
+
+/// Bytes of memory that a node takes at most by these flags of `quorate server`.
+///
+/// # Panics
+/// Where they are no flags, or none of one value each.
+pub fn memory_bound(flags: &[&str]) -> u64 {
+    let needed = [
+        ("node-id", "1"),
+        ("data-dir", "."),
+        ("controllers", "1@h:1"),
+    ];
+    let needed = needed.map(|(name, value)| (name, value.to_owned()));
+    let given = flags.chunks(2).map(|pair| {
+        let name = pair[0].strip_prefix("--").expect("a flag");
+        let key = Key::find(name).expect("a flag of the server");
+        (key.name, pair[1].to_owned())
+    });
+    let layers = Layers::default().flags(needed);
+    let layers = layers.and_then(|layers| layers.flags(given));
+    let resolved = layers.expect("values of flags").resolve();
+    let settings = NodeSettings::from_resolved(&resolved, "h");
+    settings.expect("settings of a node").memory_bound()
 }

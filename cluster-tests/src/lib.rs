@@ -14,7 +14,9 @@ mod view;
 
 pub use containers::Containers;
 pub use gaps::{Figures, Story};
-pub use harness::{Cluster, describe_raw, metric, produce_raw, raw_key, ready, resident};
+pub use harness::{
+    Cluster, describe_raw, memory_bound, metric, produce_raw, raw_key, ready, resident,
+};
 pub use member::{MemberProcess, Told, What, monotonic};
 pub use proxy::Proxy;
 pub use view::{View, acknowledged_after, eventually};

@@ -13,8 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use cluster_tests::{Cluster, ready, resident};
-use quorate_config::{Layers, NodeSettings};
+use cluster_tests::{Cluster, memory_bound, ready, resident};
 use quorate_proto::v1;
 use quorate_proto::v1::consume_request::Start;
 use quorate_proto::v1::consumer_client::ConsumerClient;
@@ -59,28 +58,6 @@ fn scale(variable: &str, default: usize) -> usize {
         Ok(given) => given.parse().unwrap(),
         Err(_) => default,
     }
-}
-
-/// What the settings allow a node to take.
-fn bound(settings: &[String]) -> u64 {
-    let needed = [
-        ("node-id", "1"),
-        ("data-dir", "."),
-        ("controllers", "1@h:1"),
-    ];
-    let needed = needed.map(|(name, value)| (name, value.to_owned()));
-    let given = settings.chunks(2).map(|pair| {
-        let key = quorate_config::Key::find(&pair[0][2..]).unwrap();
-        (key.name, pair[1].clone())
-    });
-    let layers = Layers::default()
-        .flags(needed)
-        .unwrap()
-        .flags(given)
-        .unwrap();
-    NodeSettings::from_resolved(&layers.resolve(), "h")
-        .unwrap()
-        .memory_bound()
 }
 
 async fn connect(node: &Endpoint) -> Channel {
@@ -234,7 +211,7 @@ async fn more_than_a_node_can_take_leaves_it_well() {
     }
     let refused = flooding.await.unwrap();
     let taken = acknowledged.load(Ordering::Relaxed) / MIB;
-    let bound = bound(&settings) / MIB;
+    let bound = memory_bound(&given) / MIB;
     println!(
         "{connections} connections, {consumers} slow consumers, {taken} MiB acknowledged, \
          {refused} requests refused; MiB a node: {start:?} at the start, {connected:?} with the \

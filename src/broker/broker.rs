@@ -424,6 +424,12 @@ impl Broker {
         self.shared.fetch_room.share(wanted)
     }
 
+    /// Whether a stream that has fetched `size` bytes is to hold no more than its own share of them
+    /// while its client takes its time.
+    pub fn room_is_scarce(&self, size: usize) -> bool {
+        self.shared.fetch_room.is_scarce(size)
+    }
+
     /// Looks an offset up.
     ///
     /// # Errors

@@ -2,7 +2,8 @@
 //! before it waits, and waits (for [`PATIENCE`], holding nothing) before it is refused.
 //!
 //! A quarter is kept for small answers, and of the rest a quarter for those that cannot be smaller
-//! (one large batch or record), so that slow readers that were given much do not shut out others.
+//! (one large batch or record), so that slow readers that were given much do not shut out others. Where
+//! only that is left ([`FetchRoom::is_scarce`]), streams do not keep a large batch for their clients.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -110,6 +111,12 @@ impl FetchRoom {
         permit.ok()
     }
 
+    /// Whether too little is left for another answer of `size` bytes that cannot be smaller.
+    pub(crate) fn is_scarce(&self, size: usize) -> bool {
+        let (most, room) = &self.all;
+        room.available_permits() < size.max(most / 4).min(*most)
+    }
+
     /// Room for an answer of `size` bytes, waited for; none for a small one of a stream.
     ///
     /// # Errors
@@ -174,6 +181,17 @@ mod tests {
         assert_eq!(room.used(), 3 * MIB);
         assert!(room.exactly(SMALL, Holder::Answer).await.is_ok(), "small");
         drop(whole);
+    }
+
+    #[tokio::test]
+    async fn room_is_scarce_where_a_quarter_or_another_of_that_size_does_not_fit() {
+        let room = FetchRoom::new(4 * MIB);
+        assert!(!room.is_scarce(64 * MIB), "all of it is free");
+        let _held = room.exactly(2 * MIB, Holder::Stream).await.unwrap();
+        assert!(!room.is_scarce(MIB));
+        assert!(room.is_scarce(MIB + 1));
+        let _held = room.exactly(MIB / 2, Holder::Stream).await.unwrap();
+        assert!(room.is_scarce(1), "a quarter of 3 MiB is more than is left");
     }
 
     #[tokio::test]

@@ -376,9 +376,19 @@ async fn answers_that_are_larger_than_was_asked_for_have_room() {
 /// Records that decompress to far more than was fetched are given whole, a little at a time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn decompressed_records_have_room_and_slow_readers_leave_some() {
+    slow_readers_leave_room(64, Compression::Lz4).await;
+}
+
+/// Two batches have room: readers that take their time hold less than one each.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_readers_of_large_batches_leave_room() {
+    slow_readers_leave_room(16, Compression::None).await;
+}
+
+/// Reads batches of so many records beside readers that do not go on.
+async fn slow_readers_leave_room(records_each: usize, compression: Compression) {
     const SLOW: usize = 10;
     const BATCHES: usize = 4;
-    const RECORDS: usize = 64;
     let root = tempfile::tempdir().unwrap();
     let plan = plan(1);
     let running = start_with(&plan, root.path(), |settings| {
@@ -388,7 +398,7 @@ async fn decompressed_records_have_room_and_slow_readers_leave_some() {
     let at = &plan[0].1;
     eventually("a topic", || create_of(at, 1, 1)).await;
     for _ in 0..BATCHES {
-        produce_zeros(at, RECORDS, Compression::Lz4).await;
+        produce_zeros(at, records_each, compression).await;
     }
     let request = v1::ConsumeRequest {
         topic: "t".into(),
@@ -402,7 +412,8 @@ async fn decompressed_records_have_room_and_slow_readers_leave_some() {
     for _ in 0..SLOW {
         let mut client = ConsumerClient::new(channel(at).await);
         let mut records = client.consume(request.clone()).await.unwrap().into_inner();
-        assert!(records.message().await.unwrap().is_some());
+        let first = timeout(DEADLINE, records.message()).await.unwrap();
+        assert!(first.unwrap().is_some());
         slow.push(records);
     }
     let mut client = ConsumerClient::new(channel(at).await);
@@ -414,7 +425,7 @@ async fn decompressed_records_have_room_and_slow_readers_leave_some() {
             next += 1;
         }
     }
-    assert_eq!(next as usize, BATCHES * RECORDS);
+    assert_eq!(next as usize, BATCHES * records_each);
     drop(slow);
     eventually("room is given back", || async {
         match fetch_bytes(&running[0]).used {

@@ -21,6 +21,8 @@ use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 
+use take::{Taken, Taking};
+
 use crate::edge::Edge;
 use crate::starts::{Start, starts};
 use crate::status::{invalid, to_status, told};
@@ -39,6 +41,17 @@ const PACE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_mi
 const POLL_MS: u32 = 5_000;
 /// Pause between tries: first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
+
+/// What a fetch told, and what became of it.
+struct Fetched {
+    leader_epoch: Option<LeaderEpoch>,
+    /// Of what there was to be read.
+    high_watermark: Offset,
+    /// The turn that it took, where the reader had none.
+    turn: Option<OwnedSemaphorePermit>,
+    /// None where it is to be read again, by a turn.
+    taken: Option<Result<Taken, ErrorInfo>>,
+}
 
 /// The stream of one call.
 pub(crate) type Consumed = BoxStream<'static, Result<v1::ConsumeResponse, Status>>;
@@ -293,34 +306,75 @@ impl PartitionReader {
             last_fetched_epoch: self.last_epoch.map(LeaderEpoch::to_signed),
             seen_leader_epoch: self.seen_epoch.map(LeaderEpoch::to_signed),
         };
+        let has_turn = self.turn.is_some();
+        let fetching = self.fetch(request, has_turn);
         // On a task of its own: a client that does not take what is there must not leave it on the
-        // connection to another node, where it would stand in the way of everybody else's.
-        let edge = self.edge.clone();
-        let fetching =
-            tokio::spawn(async move { edge.fetch_anywhere(request, false, Holder::Stream).await });
-        let fetched = AbortOnDropHandle::new(fetching).await.map_err(|_ended| {
+        // connection to another node, where it would stand in the way of everybody else's, and what is
+        // to become of it is seen to at once, for that may take less room.
+        let fetched = AbortOnDropHandle::new(tokio::spawn(fetching));
+        let fetched = fetched.await.map_err(|_ended| {
             ErrorInfo::new(ErrorCode::LeaderNotAvailable, "the fetch was given up")
-        })?;
-        let (fetched, room) = fetched.map_err(|status| told(&status))?;
+        })??;
         if self.seen_epoch.is_none() {
-            self.seen_epoch = LeaderEpoch::from_signed(fetched.leader_epoch).ok();
+            self.seen_epoch = fetched.leader_epoch;
         }
-        let high_watermark = Offset::from_signed(fetched.high_watermark).unwrap_or_default();
-        self.high_watermark = if fetched.batches.is_empty() {
-            // Whatever was told: what is not given now is waited for.
-            high_watermark.min(self.next)
-        } else {
-            high_watermark
+        self.high_watermark = fetched.high_watermark;
+        let Some(taken) = fetched.taken else {
+            return Ok(());
         };
-        if self.turn.is_none() && !fetched.batches.is_empty() {
-            match Arc::clone(&self.turns).try_acquire_owned() {
-                Ok(turn) => self.turn = Some(turn),
-                // Others are to be taken first: it is read again when its turn has come.
-                Err(_) => return Ok(()),
-            }
+        let taken = taken?;
+        if !has_turn {
+            self.turn = fetched.turn;
         }
-        self.room = room;
-        self.take(fetched).await
+        self.next = taken.next;
+        self.last_epoch = taken.last_epoch.or(self.last_epoch);
+        self.ready.extend(taken.ready);
+        (self.room, self.decoded_room) = (taken.room, taken.decoded_room);
+        Ok(())
+    }
+
+    /// Fetches, and makes responses of what comes, for which there must be a turn.
+    fn fetch(
+        &self,
+        request: v1::FetchRequest,
+        has_turn: bool,
+    ) -> impl Future<Output = Result<Fetched, ErrorInfo>> + Send + 'static {
+        let (edge, turns) = (self.edge.clone(), Arc::clone(&self.turns));
+        let taking = Taking {
+            edge: self.edge.clone(),
+            topic: self.topic.clone(),
+            partition: self.partition,
+            next: self.next,
+            until: self.until,
+            as_batches: self.as_batches,
+            told: self.told,
+        };
+        async move {
+            let answer = edge.fetch_anywhere(request, false, Holder::Stream).await;
+            let (answer, room) = answer.map_err(|status| told(&status))?;
+            let is_empty = answer.batches.is_empty();
+            let high_watermark = Offset::from_signed(answer.high_watermark).unwrap_or_default();
+            let mut fetched = Fetched {
+                leader_epoch: LeaderEpoch::from_signed(answer.leader_epoch).ok(),
+                high_watermark: if is_empty {
+                    // Whatever was told: what is not given now is waited for.
+                    high_watermark.min(taking.next)
+                } else {
+                    high_watermark
+                },
+                turn: None,
+                taken: None,
+            };
+            if !has_turn && !is_empty {
+                // Where others are to be taken first it is read again when its turn has come.
+                fetched.turn = turns.try_acquire_owned().ok();
+                if fetched.turn.is_none() {
+                    return Ok(fetched);
+                }
+            }
+            fetched.taken = Some(taking.take(answer, room).await);
+            Ok(fetched)
+        }
     }
 
     async fn find(&self, start: Start) -> Result<(Offset, Option<LeaderEpoch>), ErrorInfo> {

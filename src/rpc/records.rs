@@ -24,8 +24,8 @@ pub(crate) struct Decoded {
 
 /// Decodes records of a batch from `from` on and below `until`, in pieces of about `piece` bytes,
 /// that take `most` bytes at most, or are one record. Where there is more, the last piece's `next` is
-/// below the batch's end; the others' are the offsets after their last records. Those of a
-/// compressed batch are copied: a few records do not keep all that was decompressed.
+/// below the batch's end; the others' are the offsets after their last records. With `copies` records
+/// have memory of their own: a few do not keep all that was fetched or decompressed.
 ///
 /// # Errors
 /// [`BatchError`] where the first record that is wanted, or one before it, cannot be read. What can
@@ -36,9 +36,10 @@ pub(crate) fn decode_batch(
     until: Option<Offset>,
     piece: usize,
     most: usize,
+    copies: bool,
 ) -> Result<Vec<Decoded>, BatchError> {
     let mut pieces = pieces(batch, from, until, piece, most)?;
-    if batch.header().compression != Compression::None {
+    if copies {
         for piece in &mut pieces {
             own(&mut piece.records);
         }
@@ -206,7 +207,7 @@ mod tests {
     fn a_batch_is_given_in_pieces_from_the_offset_asked_for() {
         let batch = batch(&[&[1; 100][..]; 5]);
         let from = |from, until, piece, most| {
-            let pieces = decode_batch(&batch, Offset::new(from), until, piece, most);
+            let pieces = decode_batch(&batch, Offset::new(from), until, piece, most, true);
             offsets(&pieces.unwrap())
         };
         assert_eq!(
@@ -233,7 +234,7 @@ mod tests {
     #[test]
     fn a_record_does_not_keep_the_batch_that_it_was_in() {
         let batch = batch(&[&[1; 10], &[2; 100_000], &[3; 20]]);
-        let pieces = decode_batch(&batch, Offset::new(12), None, 1 << 20, 1 << 20).unwrap();
+        let pieces = decode_batch(&batch, Offset::new(12), None, 1 << 20, 1 << 20, true).unwrap();
         let value = pieces[0].records[0].value.clone().unwrap();
         drop(pieces);
         assert_eq!(value, [3; 20][..]);
@@ -245,7 +246,7 @@ mod tests {
     #[test]
     fn what_decompresses_to_too_much_is_refused() {
         let large = batch(&[&vec![0; DECOMPRESSED_MAX + 1][..]]);
-        let refused = decode_batch(&large, Offset::ZERO, None, 1, 1);
+        let refused = decode_batch(&large, Offset::ZERO, None, 1, 1, true);
         assert_eq!(
             refused,
             Err(BatchError::TooLarge {

@@ -1,14 +1,17 @@
 //! What a fetch brought, as responses: decoded, unless whole batches are asked for, and no more at a
 //! time than there is room for.
 
+use std::collections::VecDeque;
+
 use quorate_broker::Holder;
 use quorate_proto::v1;
 use quorate_record::{Batch, BatchError, Compression};
-use quorate_types::{ErrorCode, Offset};
+use quorate_types::{ErrorCode, LeaderEpoch, Offset, PartitionId};
 use quorate_wire::ErrorInfo;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::PartitionReader;
+use super::CHUNK;
+use crate::edge::Edge;
 use crate::records::{Decoded, decode_batch};
 use crate::status::fetch_error;
 
@@ -16,10 +19,49 @@ use crate::status::fetch_error;
 const RESPONSE_BYTES: usize = 1 << 20;
 /// Records that wait decompressed; what is more is read again.
 const READY_BYTES: usize = 4 << 20;
+/// What a partition has of the stream's own share of memory.
+const OWN_BYTES: usize = CHUNK.0 as usize;
 
-impl PartitionReader {
-    /// Makes responses of what a fetch brought.
-    pub(super) async fn take(&mut self, fetched: v1::FetchResponse) -> Result<(), ErrorInfo> {
+/// What a fetch of a partition is for.
+pub(super) struct Taking {
+    pub(super) edge: Edge,
+    pub(super) topic: String,
+    pub(super) partition: PartitionId,
+    /// The first offset that is wanted, and the one after the last.
+    pub(super) next: Offset,
+    pub(super) until: Option<Offset>,
+    pub(super) as_batches: bool,
+    /// Whether something has been said of this partition already.
+    pub(super) told: bool,
+}
+
+/// What became of it.
+#[derive(Default)]
+pub(super) struct Taken {
+    pub(super) ready: VecDeque<v1::ConsumeResponse>,
+    /// Where the next fetch begins, and the epoch of the record before it.
+    pub(super) next: Offset,
+    pub(super) last_epoch: Option<LeaderEpoch>,
+    /// What was fetched takes this, and what was made of it that, until the client has taken it.
+    pub(super) room: Option<OwnedSemaphorePermit>,
+    pub(super) decoded_room: Option<OwnedSemaphorePermit>,
+}
+
+impl Taking {
+    /// Makes responses of what a fetch brought, which takes `room`.
+    ///
+    /// # Errors
+    /// What the log has lost of what was read; what cannot be read; no room in time.
+    pub(super) async fn take(
+        mut self,
+        fetched: v1::FetchResponse,
+        room: Option<OwnedSemaphorePermit>,
+    ) -> Result<Taken, ErrorInfo> {
+        let mut taken = Taken {
+            next: self.next,
+            room,
+            ..Taken::default()
+        };
         if let Some(diverging) = fetched.diverging {
             let mut error = ErrorInfo::new(
                 ErrorCode::OffsetOutOfRange,
@@ -42,96 +84,109 @@ impl PartitionReader {
         };
         if fetched.batches.is_empty() {
             if !self.told {
-                self.ready.push_back(response);
+                taken.ready.push_back(response);
             }
-            return Ok(());
+            return Ok(taken);
         }
         let batches = Batch::split(fetched.batches.clone());
         let batches = batches.map_err(|error| self.corrupt(&error.to_string(), None))?;
         if self.as_batches {
             if let Some(last) = batches.last() {
-                self.next = last.end_offset();
-                self.last_epoch = Some(last.leader_epoch());
+                taken.next = last.end_offset();
+                taken.last_epoch = Some(last.leader_epoch());
             }
-            self.ready.push_back(v1::ConsumeResponse {
-                next_offset: self.next.to_signed(),
+            taken.ready.push_back(v1::ConsumeResponse {
+                next_offset: taken.next.to_signed(),
                 batches: fetched.batches,
                 ..response
             });
-            return Ok(());
+            return Ok(taken);
         }
         let is_compressed = |batch: &Batch| batch.header().compression != Compression::None;
+        // Where room is scarce the stream's own share is what it holds while the client takes its
+        // time: it copies so many records out, and the rest is read again.
+        let held = taken.room.as_ref().map_or(0, |room| room.num_permits());
+        let scarce = held > OWN_BYTES && self.edge.broker().room_is_scarce(held);
+        let all_copied = scarce || batches.iter().all(is_compressed);
         // What is decompressed takes memory of its own. Of what there is no room for the rest is
         // read again.
-        let all_compressed = batches.iter().all(is_compressed);
         let (most, mut room) = if batches.iter().any(is_compressed) {
             self.edge.broker().stream_room(READY_BYTES)
+        } else if scarce {
+            (OWN_BYTES, None)
         } else {
             (READY_BYTES, None)
         };
-        let mut decompressed = 0;
+        let mut copied = 0;
         for batch in batches {
-            if decompressed >= most {
+            if copied >= most {
                 break;
             }
-            let left = most - decompressed;
+            let left = most - copied;
             let (epoch, end, compressed) = (
                 batch.leader_epoch(),
                 batch.end_offset(),
                 is_compressed(&batch),
             );
-            let decoded = match self.decode(batch, compressed, left).await {
+            let copies = scarce || compressed;
+            let decoded = match self.decode(batch, copies, left).await {
                 Ok(decoded) => decoded,
                 // What is before it is given first; the next read comes back to it.
-                Err(_) if !self.ready.is_empty() => break,
+                Err(_) if !taken.ready.is_empty() => break,
                 Err(why) => return Err(self.corrupt(&why.to_string(), Some(end))),
             };
-            if compressed {
+            if copies {
                 let bytes: usize = decoded.iter().map(|piece| piece.bytes).sum();
                 if bytes > left {
                     // A record that is larger than what there was room for.
-                    if !self.ready.is_empty() {
+                    if !taken.ready.is_empty() {
                         break;
                     }
                     drop(room.take());
-                    let large = self.edge.broker().fetch_room(bytes, Holder::Stream).await;
-                    room = large.map_err(|error| fetch_error(&error))?;
+                    room = if compressed {
+                        let large = self.edge.broker().fetch_room(bytes, Holder::Stream).await;
+                        large.map_err(|error| fetch_error(&error))?
+                    } else {
+                        taken.room.take()
+                    };
                 }
-                decompressed += bytes;
+                copied += bytes;
             }
             for Decoded { records, next, .. } in decoded {
                 self.next = self.next.max(next);
-                self.ready.push_back(v1::ConsumeResponse {
+                taken.ready.push_back(v1::ConsumeResponse {
                     records,
                     next_offset: self.next.to_signed(),
                     ..response.clone()
                 });
             }
-            self.last_epoch = Some(epoch);
+            taken.last_epoch = Some(epoch);
             if self.next < end {
                 // The rest of the batch, or what cannot be decoded in it, is for the next read.
                 break;
             }
         }
-        shrink(&mut room, decompressed);
-        self.decoded_room = room;
-        if all_compressed {
+        shrink(&mut room, copied);
+        taken.decoded_room = room;
+        if all_copied {
             // The records do not refer to what was fetched.
-            self.room = None;
+            taken.room = None;
         }
-        Ok(())
+        taken.next = self.next;
+        Ok(taken)
     }
 
     /// Decodes what is wanted of a batch, so that it takes about `most` bytes.
     async fn decode(
         &self,
         batch: Batch,
-        compressed: bool,
+        copies: bool,
         most: usize,
     ) -> Result<Vec<Decoded>, BatchError> {
         let (from, until) = (self.next, self.until);
         let piece = RESPONSE_BYTES.min(most);
-        let decode = move || decode_batch(&batch, from, until, piece, most);
+        let compressed = batch.header().compression != Compression::None;
+        let decode = move || decode_batch(&batch, from, until, piece, most, copies);
         if !compressed {
             return decode();
         }
