@@ -88,6 +88,11 @@ mutant!(
     1_000
 );
 mutant!(
+    a_deletion_of_a_group_that_has_changed_since,
+    ANY_GROUP_VERSION,
+    1_000
+);
+mutant!(
     a_partition_that_is_given_on_before_it_is_given_up,
     ASSIGN_BEFORE_RELEASE,
     1_000

@@ -101,6 +101,8 @@ pub(crate) fn failed(node: &Endpoint, status: Status) -> ClientError {
 /// How long a call goes on: some time, but less where no node can be reached at all.
 pub(crate) struct Patience {
     until: Instant,
+    /// How long no node may be reached, and since when none is.
+    unreached_for: Duration,
     unreached: Option<Instant>,
 }
 
@@ -108,7 +110,16 @@ impl Patience {
     pub(crate) fn new(time: Duration) -> Self {
         Self {
             until: Instant::now() + time,
+            unreached_for: UNREACHED,
             unreached: None,
+        }
+    }
+
+    /// All of the time, whatever there is to be reached: for members, which outlive that.
+    pub(crate) fn steadfast(time: Duration) -> Self {
+        Self {
+            unreached_for: time,
+            ..Self::new(time)
         }
     }
 
@@ -120,7 +131,7 @@ impl Patience {
             return now >= self.until;
         }
         let since = *self.unreached.get_or_insert(now);
-        now >= self.until.min(since + UNREACHED)
+        now >= self.until.min(since + self.unreached_for)
     }
 }
 

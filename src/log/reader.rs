@@ -147,6 +147,10 @@ impl<D: Dir> LogReader<D> {
             reached = header.end_offset();
             end += size;
         }
+        if end < want / 2 {
+            // What is given is not to keep what was read beside it.
+            return Ok(Bytes::copy_from_slice(&bytes[..end]));
+        }
         bytes.truncate(end);
         Ok(bytes)
     }

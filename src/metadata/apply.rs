@@ -38,6 +38,7 @@ pub(crate) struct Planted {
     pub(crate) any_coordinator_epoch: bool,
     pub(crate) any_member_epoch: bool,
     pub(crate) any_commit_order: bool,
+    pub(crate) any_group_version: bool,
     pub(crate) assign_before_release: bool,
 }
 
@@ -51,6 +52,7 @@ impl Planted {
             any_coordinator_epoch: F::ANY_COORDINATOR_EPOCH,
             any_member_epoch: F::ANY_MEMBER_EPOCH,
             any_commit_order: F::ANY_COMMIT_ORDER,
+            any_group_version: F::ANY_GROUP_VERSION,
             assign_before_release: F::ASSIGN_BEFORE_RELEASE,
         }
     }

@@ -57,7 +57,9 @@ impl Change<'_> {
     fn alter_group(&mut self, alter: &AlterGroup) -> Result<(), ErrorCode> {
         self.coordinates(&alter.group, alter.coordinator_epoch)?;
         let known = self.image.groups.get(&alter.group);
-        if known.map(|group| group.version()) != alter.version {
+        let mut is_seen = known.map(|group| group.version()) == alter.version;
+        is_seen |= alter.delete && known.is_some() && self.planted.any_group_version;
+        if !is_seen {
             return Err(match alter.version {
                 Some(_) if known.is_none() => ErrorCode::GroupIdNotFound,
                 _ => ErrorCode::StaleGroupEpoch,

@@ -323,7 +323,7 @@ async fn produce_zeros(at: &Endpoint, records: usize, compression: Compression) 
     .await;
 }
 
-fn fetch_bytes(running: &Running) -> Queue {
+pub(crate) fn fetch_bytes(running: &Running) -> Queue {
     let queues = running.broker.queues();
     let named = |queue: &&Queue| queue.name == "fetch_bytes";
     *queues.iter().find(named).unwrap()
@@ -376,23 +376,23 @@ async fn answers_that_are_larger_than_was_asked_for_have_room() {
 /// Records that decompress to far more than was fetched are given whole, a little at a time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn decompressed_records_have_room_and_slow_readers_leave_some() {
-    slow_readers_leave_room(64, Compression::Lz4).await;
+    slow_readers_leave_room(64, Compression::Lz4, 1 << 20).await;
 }
 
-/// Two batches have room: readers that take their time hold less than one each.
+/// The first keep a batch each, until a quarter of the room is left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_readers_of_large_batches_leave_room() {
-    slow_readers_leave_room(16, Compression::None).await;
+    slow_readers_leave_room(16, Compression::None, 4 << 20).await;
 }
 
 /// Reads batches of so many records beside readers that do not go on.
-async fn slow_readers_leave_room(records_each: usize, compression: Compression) {
+async fn slow_readers_leave_room(records_each: usize, compression: Compression, room: usize) {
     const SLOW: usize = 10;
     const BATCHES: usize = 4;
     let root = tempfile::tempdir().unwrap();
     let plan = plan(1);
     let running = start_with(&plan, root.path(), |settings| {
-        settings.fetch_bytes = 1 << 20;
+        settings.fetch_bytes = room;
     })
     .await;
     let at = &plan[0].1;
@@ -434,5 +434,58 @@ async fn slow_readers_leave_room(records_each: usize, compression: Compression) 
         }
     })
     .await;
+    stop(running).await;
+}
+
+/// A record that takes all the room when it is decompressed waits for it without what it was in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_takes_all_room_is_given() {
+    let root = tempfile::tempdir().unwrap();
+    let plan = plan(1);
+    let running = start_with(&plan, root.path(), |settings| {
+        settings.fetch_bytes = 4 << 20;
+    })
+    .await;
+    let at = &plan[0].1;
+    eventually("a topic", || create_of(at, 1, 1)).await;
+    // Hardly compressible, so that the batch is more than the stream's own share, and then zeros.
+    let mut value: Vec<u8> = (0..25_000_u32)
+        .flat_map(|number| number.wrapping_mul(0x9e37_79b9).to_le_bytes())
+        .collect();
+    value.resize(3 << 20, 0);
+    let mut builder = BatchBuilder::new(Compression::Lz4);
+    builder.push(Timestamp::from_millis(1), None, Some(&value), &[]);
+    let batch = builder.build().bytes().clone();
+    assert!(batch.len() > 64 << 10, "{}", batch.len());
+    let produced = v1::ProduceRequest {
+        payload: Some(v1::produce_request::Payload::Batch(batch)),
+        ..request(0, 0)
+    };
+    eventually("the batch is taken", || {
+        let produced = produced.clone();
+        async move {
+            let taken = ProducerClient::new(channel(at).await)
+                .produce(produced)
+                .await;
+            taken.map_err(|status| status.to_string())
+        }
+    })
+    .await;
+    let request = v1::ConsumeRequest {
+        topic: "t".into(),
+        until_end: true,
+        start: Some(v1::consume_request::Start::Position(
+            v1::Position::Earliest.into(),
+        )),
+        ..Default::default()
+    };
+    let mut client = ConsumerClient::new(channel(at).await);
+    let mut records = client.consume(request).await.unwrap().into_inner();
+    let mut sizes = Vec::new();
+    while let Some(response) = timeout(DEADLINE, records.message()).await.unwrap().unwrap() {
+        let each = response.records.into_iter();
+        sizes.extend(each.map(|record| record.value.unwrap().len()));
+    }
+    assert_eq!(sizes, [value.len()]);
     stop(running).await;
 }

@@ -17,6 +17,7 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use crate::group_tests::{commit_of, committed, describe, groups, profile, short};
+use crate::overload_tests::fetch_bytes;
 use crate::tests::{
     DEADLINE, create, create_of, eventually, plan, produce, start_some, start_with, stop, url,
 };
@@ -302,7 +303,7 @@ async fn a_subscription_whose_client_reads_nothing_is_ended_and_its_member_leave
     let plan = plan(1);
     let impatient = |settings: &mut NodeSettings| {
         short(settings);
-        settings.receive_timeout = Duration::from_secs(1);
+        settings.receive_timeout = Duration::from_secs(3);
     };
     let running = start_with(&plan, root.path(), impatient).await;
     let at = &plan[0].1;
@@ -320,6 +321,8 @@ async fn a_subscription_whose_client_reads_nothing_is_ended_and_its_member_leave
     let (asks, stream) = mpsc::channel(16);
     let greedy = v1::subscribe_request::Join {
         credit_bytes: 32 << 20,
+        // A record a response.
+        max_bytes: 64 << 10,
         ..join(false)
     };
     let message = Some(Ask::Join(greedy));
@@ -333,6 +336,14 @@ async fn a_subscription_whose_client_reads_nothing_is_ended_and_its_member_leave
         (members == 1)
             .then_some(())
             .ok_or(format!("{members} members"))
+    })
+    .await;
+    // On the wire, on its way there, and next.
+    eventually("all that it has not taken is counted", async || {
+        let used = fetch_bytes(&running[0]).used;
+        (used > 3 * large.len())
+            .then_some(())
+            .ok_or(format!("{used} bytes"))
     })
     .await;
     eventually("its member is gone", async || {

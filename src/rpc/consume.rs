@@ -33,6 +33,9 @@ use crate::status::{invalid, to_status, told};
 const READING: usize = 4;
 /// Bytes of one fetch for a stream that takes its time, and for one that keeps up.
 const CHUNK: (u32, u32) = (64 << 10, 512 << 10);
+/// Records that wait decompressed: so many times the bytes of a fetch, and at most so many; what is more
+/// is read again.
+const READY: (usize, usize) = (8, 4 << 20);
 /// The most that a request may ask for a response.
 const CHUNK_ASKED: u32 = 8 << 20;
 /// Who takes the next response so soon keeps up; who takes so long does not.
@@ -51,6 +54,21 @@ struct Fetched {
     turn: Option<OwnedSemaphorePermit>,
     /// None where it is to be read again, by a turn.
     taken: Option<Result<Taken, ErrorInfo>>,
+}
+
+/// What a fetch takes, until the client has taken all that was made of it.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    _turn: Option<OwnedSemaphorePermit>,
+    _room: [Option<OwnedSemaphorePermit>; 2],
+}
+
+/// A response, which is to be kept with what it takes.
+pub(crate) struct Given {
+    pub(crate) response: v1::ConsumeResponse,
+    /// The epoch of the last record up to here (KIP-320).
+    pub(crate) last_epoch: Option<LeaderEpoch>,
+    pub(crate) held: Arc<Held>,
 }
 
 /// The stream of one call.
@@ -78,7 +96,8 @@ impl Edge {
             stream::unfold(Some(reader), |reader| async move {
                 let mut reader = reader?;
                 match reader.next_response().await {
-                    Ok(Some(response)) => Some((Ok(response), Some(reader))),
+                    // What it takes the reader keeps until it is asked for the next.
+                    Ok(Some(given)) => Some((Ok(given.response), Some(reader))),
                     Ok(None) => None,
                     Err(error) => Some((Err(to_status(&error)), None)),
                 }
@@ -125,8 +144,8 @@ pub(crate) struct PartitionReader {
     as_batches: bool,
     chunk: u32,
     most: u32,
-    /// What a fetch brought and the client has not taken yet.
-    ready: VecDeque<v1::ConsumeResponse>,
+    /// What a fetch brought and the client has not taken yet, each with the epoch of its last record.
+    ready: VecDeque<(v1::ConsumeResponse, Option<LeaderEpoch>)>,
     given: Option<Instant>,
     told: bool,
     /// As the last answer told it: what is below is read, what is above is waited for.
@@ -134,11 +153,10 @@ pub(crate) struct PartitionReader {
     /// The stream's turns to read; each partition can have one where they are few.
     turns: Arc<Semaphore>,
     few: bool,
-    /// This one's, until the client has taken what was read.
+    /// This one's, until something is read.
     turn: Option<OwnedSemaphorePermit>,
-    /// What the last fetch takes, until the client has taken it, and what was made of it.
-    room: Option<OwnedSemaphorePermit>,
-    decoded_room: Option<OwnedSemaphorePermit>,
+    /// What the last fetch takes.
+    held: Arc<Held>,
 }
 
 impl PartitionReader {
@@ -172,8 +190,7 @@ impl PartitionReader {
             turns: Arc::clone(turns),
             few: false,
             turn: None,
-            room: None,
-            decoded_room: None,
+            held: Arc::default(),
         }
     }
 
@@ -198,20 +215,19 @@ impl PartitionReader {
         }
     }
 
-    /// The epoch of the last record that was given (KIP-320).
-    pub(crate) fn last_epoch(&self) -> Option<LeaderEpoch> {
-        self.last_epoch
-    }
-
     /// The next response; none at the end that was asked for.
-    pub(crate) async fn next_response(&mut self) -> Result<Option<v1::ConsumeResponse>, ErrorInfo> {
+    pub(crate) async fn next_response(&mut self) -> Result<Option<Given>, ErrorInfo> {
         self.pace();
         let mut backoff = RETRY.0;
         loop {
-            if let Some(response) = self.ready.pop_front() {
+            if let Some((response, last_epoch)) = self.ready.pop_front() {
                 self.given = Some(Instant::now());
                 self.told = true;
-                return Ok(Some(response));
+                return Ok(Some(Given {
+                    response,
+                    last_epoch,
+                    held: Arc::clone(&self.held),
+                }));
             }
             self.let_go();
             if self.told && self.until.is_some_and(|end| self.next >= end) {
@@ -230,7 +246,7 @@ impl PartitionReader {
     }
 
     fn let_go(&mut self) {
-        (self.room, self.decoded_room, self.turn) = (None, None, None);
+        (self.held, self.turn) = (Arc::default(), None);
     }
 
     /// A turn to read, in the order of asking.
@@ -297,8 +313,8 @@ impl PartitionReader {
             partition: self.partition.to_signed(),
             offset: self.next.to_signed(),
             max_bytes: match self.turn {
-                Some(_) => self.chunk,
-                None => self.chunk.min(CHUNK.0),
+                Some(_) if !self.is_scarce() => self.chunk,
+                _ => self.chunk.min(CHUNK.0),
             },
             min_bytes: u32::from(waits),
             max_wait_ms: if waits { POLL_MS } else { 0 },
@@ -312,8 +328,9 @@ impl PartitionReader {
         // connection to another node, where it would stand in the way of everybody else's, and what is
         // to become of it is seen to at once, for that may take less room.
         let fetched = AbortOnDropHandle::new(tokio::spawn(fetching));
-        let fetched = fetched.await.map_err(|_ended| {
-            ErrorInfo::new(ErrorCode::LeaderNotAvailable, "the fetch was given up")
+        let fetched = fetched.await.map_err(|ended| match ended.is_panic() {
+            true => ErrorInfo::new(ErrorCode::UnknownServerError, "reading failed"),
+            false => ErrorInfo::new(ErrorCode::LeaderNotAvailable, "the fetch was given up"),
         })??;
         if self.seen_epoch.is_none() {
             self.seen_epoch = fetched.leader_epoch;
@@ -323,14 +340,20 @@ impl PartitionReader {
             return Ok(());
         };
         let taken = taken?;
-        if !has_turn {
-            self.turn = fetched.turn;
-        }
         self.next = taken.next;
-        self.last_epoch = taken.last_epoch.or(self.last_epoch);
+        self.last_epoch = taken.last_epoch;
         self.ready.extend(taken.ready);
-        (self.room, self.decoded_room) = (taken.room, taken.decoded_room);
+        self.held = Arc::new(Held {
+            _turn: self.turn.take().or(fetched.turn),
+            _room: [taken.room, taken.decoded_room],
+        });
         Ok(())
+    }
+
+    /// Whether so much may be asked for only that the own share holds it: the rest would be read again.
+    fn is_scarce(&self) -> bool {
+        let chunk = usize::try_from(self.chunk).unwrap_or(usize::MAX);
+        self.edge.broker().room_is_scarce(chunk)
     }
 
     /// Fetches, and makes responses of what comes, for which there must be a turn.
@@ -348,6 +371,9 @@ impl PartitionReader {
             until: self.until,
             as_batches: self.as_batches,
             told: self.told,
+            last_epoch: self.last_epoch,
+            // Who takes its time gets little decompressed.
+            ready_bytes: (self.chunk as usize).saturating_mul(READY.0).min(READY.1),
         };
         async move {
             let answer = edge.fetch_anywhere(request, false, Holder::Stream).await;

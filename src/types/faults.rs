@@ -55,6 +55,8 @@ pub trait Faults: Send + 'static {
     const ANY_MEMBER_EPOCH: bool = false;
     /// An older commit of a member that comes late is taken.
     const ANY_COMMIT_ORDER: bool = false;
+    /// The deletion of a group is applied to what it has become since, or to another of that name.
+    const ANY_GROUP_VERSION: bool = false;
     /// A partition is given to its next owner before the last one has given it up (against KIP-848).
     const ASSIGN_BEFORE_RELEASE: bool = false;
     /// A coordinator answers however long it has not heard from the controller.

@@ -25,6 +25,8 @@ pub struct Counts {
     pub damaged: u64,
     /// Topics deleted.
     pub deleted: u64,
+    /// Groups deleted.
+    pub groups_deleted: u64,
     /// Commits of offsets that were decided.
     pub commits: u64,
     /// Partitions that members of groups took.
@@ -45,6 +47,7 @@ impl Counts {
         self.starts += other.starts;
         self.damaged += other.damaged;
         self.deleted += other.deleted;
+        self.groups_deleted += other.groups_deleted;
         self.commits += other.commits;
         self.taken += other.taken;
     }

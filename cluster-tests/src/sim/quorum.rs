@@ -304,10 +304,15 @@ impl World {
                 self.violation.get_or_insert((partition, what));
             }
         }
-        if let Some(groups) = &mut self.groups
-            && let Err((partition, what)) = groups.offsets.follow(&entry)
-        {
-            self.violation.get_or_insert((partition, what));
+        if let Some(groups) = &mut self.groups {
+            let deleted = groups.deletions.follow(&entry);
+            let offsets = groups.offsets.follow(&entry);
+            match deleted.and_then(|deleted| offsets.map(|()| deleted)) {
+                Ok(deleted) => self.counts.groups_deleted += deleted,
+                Err(found) => {
+                    self.violation.get_or_insert(found);
+                }
+            }
         }
         self.publish(image);
         outcome

@@ -164,12 +164,14 @@ impl std::fmt::Display for Totals {
             deleted,
             commits,
             taken,
+            groups_deleted,
         } = self.counts;
         write!(
             f,
             "{} seeds, each: {:.0} steps with faults, {:.0} in all, {:.0} events; {:.1} faults, \
              {:.1} acknowledged, {:.2} elections, {:.3} unclean, {:.2} truncations, {:.2} starts, \
-             {:.3} damaged, {:.3} topics deleted, {:.1} commits, {:.1} partitions taken by members",
+             {:.3} damaged, {:.3} topics and {:.3} groups deleted, {:.1} commits, {:.1} partitions \
+             taken by members",
             self.seeds,
             each(faulty),
             each(steps),
@@ -182,6 +184,7 @@ impl std::fmt::Display for Totals {
             each(starts),
             each(damaged),
             each(deleted),
+            each(groups_deleted),
             each(commits),
             each(taken)
         )

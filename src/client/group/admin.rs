@@ -6,21 +6,20 @@ use std::time::Duration;
 use quorate_proto::v1;
 use quorate_proto::v1::groups_client::GroupsClient;
 use quorate_types::ErrorCode;
-use tokio::time::Instant;
 
 use super::commit::{AT_ONCE, OffsetToCommit, until_taken};
 use super::coordinator::Coordinator;
 use super::start;
-use crate::client::{Client, MESSAGE_BYTES};
+use crate::client::{Client, MESSAGE_BYTES, Patience};
 use crate::error::ClientError;
 
 /// One node is waited for so long: it may have to ask leaders.
 const ONE_TRY: Duration = Duration::from_secs(12);
 
 impl Client {
-    fn coordinator(&self) -> (Coordinator, Instant) {
-        let deadline = Instant::now() + self.options().call_timeout;
-        (Coordinator::new(self.clone()), deadline)
+    fn coordinator(&self) -> (Coordinator, Patience) {
+        let patience = Patience::new(self.options().call_timeout);
+        (Coordinator::new(self.clone()), patience)
     }
 
     /// All groups, by name.
@@ -55,26 +54,31 @@ impl Client {
     /// A group's members, what they read, and how far the group is.
     ///
     /// # Errors
-    /// [`ClientError::Refused`] where there is none.
+    /// [`ClientError::Refused`] where there is none, [`ClientError::Unreachable`] where no node can be
+    /// reached.
     pub async fn describe_group(
         &self,
         group: &str,
     ) -> Result<v1::DescribeGroupResponse, ClientError> {
-        let (coordinator, deadline) = self.coordinator();
+        let (coordinator, mut patience) = self.coordinator();
         let mut request = v1::DescribeGroupRequest {
             group: group.to_owned(),
             ..v1::DescribeGroupRequest::default()
         };
         let call =
             |mut groups: GroupsClient<_>, request| async move { groups.describe(request).await };
-        let mut told = coordinator.until(&request, ONE_TRY, deadline, call).await?;
+        let mut told = coordinator
+            .until(&request, ONE_TRY, &mut patience, call)
+            .await?;
         while told.more {
             request.after_member = told.members.last().map(|last| last.member_id.clone());
             request.after_partition = told.offsets.last().map(|last| v1::PartitionPlace {
                 topic_id: last.topic_id.clone(),
                 partition: last.partition,
             });
-            let page = coordinator.until(&request, ONE_TRY, deadline, call).await?;
+            let page = coordinator
+                .until(&request, ONE_TRY, &mut patience, call)
+                .await?;
             // Whoever answers goes on behind, or the pages would never end.
             told.more = page.more && !(page.members.is_empty() && page.offsets.is_empty());
             told.members.extend(page.members);
@@ -88,7 +92,7 @@ impl Client {
     /// # Errors
     /// [`ClientError::Refused`] with the reason.
     pub async fn delete_group(&self, group: &str) -> Result<(), ClientError> {
-        let (coordinator, deadline) = self.coordinator();
+        let (coordinator, mut patience) = self.coordinator();
         let request = v1::DeleteGroupRequest {
             group: group.to_owned(),
         };
@@ -98,7 +102,10 @@ impl Client {
             Ok(_) => Ok(()),
             Err(error) if !error.is_retriable() => Err(error),
             // It may be deleted: then there is none the next time.
-            Err(_) => match coordinator.until(&request, ONE_TRY, deadline, call).await {
+            Err(_) => match coordinator
+                .until(&request, ONE_TRY, &mut patience, call)
+                .await
+            {
                 Err(error) if error.code() == Some(ErrorCode::GroupIdNotFound) => Ok(()),
                 decided => decided.map(|_| ()),
             },
@@ -113,8 +120,8 @@ impl Client {
         &self,
         group: &str,
     ) -> Result<Vec<v1::CommittedOffset>, ClientError> {
-        let (coordinator, deadline) = self.coordinator();
-        start::committed(&coordinator, group, Vec::new(), deadline).await
+        let (coordinator, mut patience) = self.coordinator();
+        start::committed(&coordinator, group, Vec::new(), &mut patience).await
     }
 
     /// Changes what a group has committed, from outside: only while it has no members. A group that

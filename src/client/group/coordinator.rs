@@ -7,11 +7,11 @@ use parking_lot::Mutex;
 use quorate_proto::v1::groups_client::GroupsClient;
 use quorate_types::{Endpoint, ErrorCode};
 use rand::Rng;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
-use crate::client::{Client, MESSAGE_BYTES, failed, to_leader};
+use crate::client::{Client, MESSAGE_BYTES, Patience, failed, to_leader};
 use crate::detours::Way;
 use crate::error::ClientError;
 
@@ -126,15 +126,16 @@ impl Coordinator {
         answer
     }
 
-    /// Asks until it is decided or the time is up; only what may be asked twice.
+    /// Asks until it is decided or the time is up, a node for `one_try`; only what may be asked twice.
     ///
     /// # Errors
-    /// [`ClientError::Refused`] with the reason, [`ClientError::TimedOut`] where nobody has decided.
+    /// [`ClientError::Refused`] with the reason, [`ClientError::TimedOut`] where nobody has decided,
+    /// [`ClientError::Unreachable`] where no node can be reached.
     pub(super) async fn until<M: Clone, T, F>(
         &self,
         message: &M,
-        patience: Duration,
-        deadline: Instant,
+        one_try: Duration,
+        patience: &mut Patience,
         call: impl Fn(GroupsClient<Channel>, Request<M>) -> F,
     ) -> Result<T, ClientError>
     where
@@ -142,13 +143,12 @@ impl Coordinator {
     {
         let mut backoff = Backoff::new();
         loop {
-            match self.once(message, patience, &call).await {
+            match self.once(message, one_try, &call).await {
                 Err(error) if error.is_retriable() => {
-                    let pause = backoff.next();
-                    if Instant::now() + pause >= deadline {
+                    if patience.is_over(&error) {
                         return Err(in_time(error));
                     }
-                    sleep(pause).await;
+                    sleep(backoff.next()).await;
                 }
                 decided => return decided,
             }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use quorate_proto::v1;
+use quorate_proto::v1::groups_client::GroupsClient;
 use quorate_types::ErrorCode;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
@@ -14,6 +15,7 @@ use uuid::Uuid;
 use super::coordinator::{Backoff, Coordinator};
 use super::member::{Member, News};
 use super::options::{GroupOptions, millis};
+use crate::client::Patience;
 use crate::error::ClientError;
 
 /// An answer is waited for so much longer than the heartbeat may wait for news.
@@ -157,12 +159,11 @@ impl Shared {
     }
 
     async fn say_farewell(&self, request: &v1::HeartbeatRequest) -> Result<(), ClientError> {
-        let deadline = Instant::now() + self.coordinator.client().options().call_timeout;
-        let left =
-            self.coordinator
-                .until(request, JOIN, deadline, |mut groups, request| async move {
-                    groups.heartbeat(request).await
-                });
+        // Where there is nobody to hear it the session ends by itself.
+        let mut patience = Patience::new(self.coordinator.client().options().call_timeout);
+        let call =
+            |mut groups: GroupsClient<_>, request| async move { groups.heartbeat(request).await };
+        let left = self.coordinator.until(request, JOIN, &mut patience, call);
         left.await.map(|_| ())
     }
 }

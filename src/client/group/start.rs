@@ -9,12 +9,13 @@ use quorate_proto::v1;
 use quorate_proto::v1::groups_client::GroupsClient;
 use quorate_proto::v1::list_offsets_request::{Earliest, Latest, Position};
 use quorate_types::{LeaderEpoch, Offset, TopicId};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::commit::ONE_TRY;
 use super::coordinator::Coordinator;
 use super::member::{Held, by_topic};
 use super::options::StartPosition;
+use crate::client::Patience;
 use crate::error::ClientError;
 
 /// Leaders are asked for so many partitions at once.
@@ -71,7 +72,7 @@ pub(super) async fn committed(
     coordinator: &Coordinator,
     group: &str,
     partitions: Vec<v1::TopicPartitions>,
-    deadline: Instant,
+    patience: &mut Patience,
 ) -> Result<Vec<v1::CommittedOffset>, ClientError> {
     let mut request = v1::FetchOffsetsRequest {
         group: group.to_owned(),
@@ -82,7 +83,7 @@ pub(super) async fn committed(
         |mut groups: GroupsClient<_>, request| async move { groups.fetch_offsets(request).await };
     let mut offsets: Vec<v1::CommittedOffset> = Vec::new();
     loop {
-        let page = coordinator.until(&request, ONE_TRY, deadline, call).await?;
+        let page = coordinator.until(&request, ONE_TRY, patience, call).await?;
         // Whoever answers goes on behind, or the pages would never end.
         let more = page.more && !page.offsets.is_empty();
         offsets.extend(page.offsets);
@@ -101,8 +102,8 @@ async fn begins(
     group: &str,
     wanted: &[Held],
 ) -> Result<BTreeMap<(TopicId, i32), Begin>, ClientError> {
-    let deadline = Instant::now() + coordinator.client().options().call_timeout;
-    let offsets = committed(coordinator, group, by_topic(wanted), deadline).await?;
+    let mut patience = Patience::steadfast(coordinator.client().options().call_timeout);
+    let offsets = committed(coordinator, group, by_topic(wanted), &mut patience).await?;
     let each = offsets.into_iter().map(|committed| {
         let wrong = |why: String| ClientError::Protocol(format!("a committed offset: {why}"));
         let topic_id = TopicId::from_slice(&committed.topic_id);

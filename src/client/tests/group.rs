@@ -13,7 +13,7 @@ use quorate_client::{
 };
 use quorate_proto::v1;
 use quorate_types::{ErrorCode, Offset, PartitionId};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::TcpListenerStream;
 
 const PARTITIONS: usize = 3;
@@ -539,4 +539,22 @@ async fn groups_are_listed_page_by_page_and_deleted_once() {
             if member.is_empty() && offsets[..] == [(1, 7, None)]),
         "{told:?}"
     );
+}
+
+/// A port at which nobody listens.
+fn nobody() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+#[tokio::test]
+async fn who_asks_about_a_group_hears_soon_that_no_node_can_be_reached() {
+    let client = client_of(nobody());
+    let asked = Instant::now();
+    let described = client.describe_group("g").await.unwrap_err();
+    assert!(matches!(described, ClientError::Unreachable(_)));
+    let deleted = client.delete_group("g").await.unwrap_err();
+    assert!(matches!(deleted, ClientError::Unreachable(_)));
+    // Twice the two seconds that other calls take, where a call has fifteen.
+    assert!(asked.elapsed() < Duration::from_secs(10));
 }

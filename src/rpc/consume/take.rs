@@ -1,8 +1,7 @@
 //! What a fetch brought, as responses: decoded, unless whole batches are asked for, and no more at a
 //! time than there is room for.
 
-use std::collections::VecDeque;
-
+use bytes::Bytes;
 use quorate_broker::Holder;
 use quorate_proto::v1;
 use quorate_record::{Batch, BatchError, Compression};
@@ -17,8 +16,6 @@ use crate::status::fetch_error;
 
 /// Records of one response: what common clients take by default is 4 MiB a message.
 const RESPONSE_BYTES: usize = 1 << 20;
-/// Records that wait decompressed; what is more is read again.
-const READY_BYTES: usize = 4 << 20;
 /// What a partition has of the stream's own share of memory.
 const OWN_BYTES: usize = CHUNK.0 as usize;
 
@@ -33,12 +30,17 @@ pub(super) struct Taking {
     pub(super) as_batches: bool,
     /// Whether something has been said of this partition already.
     pub(super) told: bool,
+    /// The epoch of the record before `next`, where it is known.
+    pub(super) last_epoch: Option<LeaderEpoch>,
+    /// So much may wait decompressed.
+    pub(super) ready_bytes: usize,
 }
 
 /// What became of it.
 #[derive(Default)]
 pub(super) struct Taken {
-    pub(super) ready: VecDeque<v1::ConsumeResponse>,
+    /// Each with the epoch of the last record up to there.
+    pub(super) ready: Vec<(v1::ConsumeResponse, Option<LeaderEpoch>)>,
     /// Where the next fetch begins, and the epoch of the record before it.
     pub(super) next: Offset,
     pub(super) last_epoch: Option<LeaderEpoch>,
@@ -54,11 +56,12 @@ impl Taking {
     /// What the log has lost of what was read; what cannot be read; no room in time.
     pub(super) async fn take(
         mut self,
-        fetched: v1::FetchResponse,
+        mut fetched: v1::FetchResponse,
         room: Option<OwnedSemaphorePermit>,
     ) -> Result<Taken, ErrorInfo> {
         let mut taken = Taken {
             next: self.next,
+            last_epoch: self.last_epoch,
             room,
             ..Taken::default()
         };
@@ -84,44 +87,42 @@ impl Taking {
         };
         if fetched.batches.is_empty() {
             if !self.told {
-                taken.ready.push_back(response);
+                taken.ready.push((response, taken.last_epoch));
             }
             return Ok(taken);
         }
-        let batches = Batch::split(fetched.batches.clone());
+        let batches = Batch::split(Bytes::clone(&fetched.batches));
         let batches = batches.map_err(|error| self.corrupt(&error.to_string(), None))?;
         if self.as_batches {
             if let Some(last) = batches.last() {
                 taken.next = last.end_offset();
                 taken.last_epoch = Some(last.leader_epoch());
             }
-            taken.ready.push_back(v1::ConsumeResponse {
+            let response = v1::ConsumeResponse {
                 next_offset: taken.next.to_signed(),
                 batches: fetched.batches,
                 ..response
-            });
+            };
+            taken.ready.push((response, taken.last_epoch));
             return Ok(taken);
         }
         let is_compressed = |batch: &Batch| batch.header().compression != Compression::None;
-        // Where room is scarce the stream's own share is what it holds while the client takes its
-        // time: it copies so many records out, and the rest is read again.
+        // Where room is scarce a large batch is not held while the client takes its time: so many
+        // records are copied out as there is room for besides, and the rest is read again.
         let held = taken.room.as_ref().map_or(0, |room| room.num_permits());
         let scarce = held > OWN_BYTES && self.edge.broker().room_is_scarce(held);
         let all_copied = scarce || batches.iter().all(is_compressed);
-        // What is decompressed takes memory of its own. Of what there is no room for the rest is
-        // read again.
-        let (most, mut room) = if batches.iter().any(is_compressed) {
-            self.edge.broker().stream_room(READY_BYTES)
-        } else if scarce {
-            (OWN_BYTES, None)
+        // What is copied, or decompressed, takes memory of its own.
+        let (most, mut room) = if scarce || batches.iter().any(is_compressed) {
+            self.edge.broker().stream_room(self.ready_bytes)
         } else {
-            (READY_BYTES, None)
+            (self.ready_bytes, None)
         };
         let mut copied = 0;
-        for batch in batches {
-            if copied >= most {
-                break;
-            }
+        let mut batches = batches.into_iter();
+        while copied < most
+            && let Some(batch) = batches.next()
+        {
             let left = most - copied;
             let (epoch, end, compressed) = (
                 batch.leader_epoch(),
@@ -129,6 +130,11 @@ impl Taking {
                 is_compressed(&batch),
             );
             let copies = scarce || compressed;
+            // Kept until there is room for what is decompressed.
+            let _turn = match compressed {
+                true => self.edge.decoding().acquire().await.ok(),
+                false => None,
+            };
             let decoded = match self.decode(batch, copies, left).await {
                 Ok(decoded) => decoded,
                 // What is before it is given first; the next read comes back to it.
@@ -144,6 +150,9 @@ impl Taking {
                     }
                     drop(room.take());
                     room = if compressed {
+                        // What waits for room holds none.
+                        drop((taken.room.take(), std::mem::take(&mut fetched.batches)));
+                        batches = Vec::new().into_iter();
                         let large = self.edge.broker().fetch_room(bytes, Holder::Stream).await;
                         large.map_err(|error| fetch_error(&error))?
                     } else {
@@ -154,11 +163,12 @@ impl Taking {
             }
             for Decoded { records, next, .. } in decoded {
                 self.next = self.next.max(next);
-                taken.ready.push_back(v1::ConsumeResponse {
+                let response = v1::ConsumeResponse {
                     records,
                     next_offset: self.next.to_signed(),
                     ..response.clone()
-                });
+                };
+                taken.ready.push((response, Some(epoch)));
             }
             taken.last_epoch = Some(epoch);
             if self.next < end {
@@ -176,7 +186,7 @@ impl Taking {
         Ok(taken)
     }
 
-    /// Decodes what is wanted of a batch, so that it takes about `most` bytes.
+    /// Decodes what is wanted of a batch, so that it takes about `most` bytes, or is one record.
     async fn decode(
         &self,
         batch: Batch,
@@ -190,7 +200,6 @@ impl Taking {
         if !compressed {
             return decode();
         }
-        let _turn = self.edge.decoding().acquire().await;
         let decoding = tokio::task::spawn_blocking(decode);
         decoding.await.unwrap_or_else(|died| {
             Err(BatchError::Records(if died.is_panic() {

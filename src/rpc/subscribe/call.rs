@@ -11,19 +11,20 @@ use prost::Message;
 use quorate_proto::v1;
 use quorate_proto::v1::subscribe_request::Message as Asked;
 use quorate_proto::v1::subscribe_response::{self as answer, Message as Told};
-use quorate_types::{ErrorCode, LeaderEpoch, Offset, TopicId, TopicPartition};
+use quorate_types::{ErrorCode, Offset, TopicId, TopicPartition};
 use quorate_wire::ErrorInfo;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tonic::{Status, Streaming};
 
+use super::Outgoing;
 use super::beat::{Beaten, Heard, LEAVING, Member};
 use super::commits::{self, Done};
 use super::credit::{Credit, Progress, counted};
 use super::holdings::{Change, Holdings};
 use super::join::Join;
 use super::reading::{Begins, Read, Reading, Taken, goes_on};
-use crate::consume::PartitionReader;
+use crate::consume::{Given, PartitionReader};
 use crate::edge::Edge;
 use crate::groups::{by_topic, refused_offset};
 use crate::status::{invalid, to_status};
@@ -66,7 +67,7 @@ struct Call {
     /// What the client is done with, in this life of the member.
     own: Option<BoxFuture<'static, bool>>,
     /// What is to be sent; records only where there is nothing else.
-    outbox: VecDeque<v1::SubscribeResponse>,
+    outbox: VecDeque<Outgoing>,
 }
 
 /// Serves one call from its first message to the member's leave.
@@ -74,7 +75,7 @@ pub(super) async fn run(
     edge: Edge,
     mut requests: Streaming<v1::SubscribeRequest>,
     host: String,
-    out: mpsc::Sender<v1::SubscribeResponse>,
+    out: mpsc::Sender<Outgoing>,
     failure: oneshot::Sender<Status>,
 ) {
     let stopping = edge.subscriptions().stopping.clone();
@@ -158,7 +159,7 @@ impl Call {
     async fn work(
         &mut self,
         requests: &mut Streaming<v1::SubscribeRequest>,
-        out: &mpsc::Sender<v1::SubscribeResponse>,
+        out: &mpsc::Sender<Outgoing>,
     ) -> End {
         let allowed = self.edge.config().answer_timeout;
         let stopping = self.edge.subscriptions().stopping.clone();
@@ -239,7 +240,10 @@ impl Call {
 
     fn tell(&mut self, message: Told) {
         let message = Some(message);
-        self.outbox.push_back(v1::SubscribeResponse { message });
+        self.outbox.push_back(Outgoing {
+            response: v1::SubscribeResponse { message },
+            held: None,
+        });
     }
 
     fn asked(&mut self, asked: Asked) -> Result<(), ErrorInfo> {
@@ -425,7 +429,7 @@ impl Call {
         if let Some(Told::Assigned(last)) = self
             .outbox
             .back_mut()
-            .and_then(|last| last.message.as_mut())
+            .and_then(|last| last.response.message.as_mut())
         {
             last.partitions.push(partition);
             return;
@@ -441,9 +445,9 @@ impl Call {
         }
         match (taken, read) {
             (Some(taken), Read::Begun(reader, begins)) => self.begun(taken, begins, *reader),
-            (Some((at, turn)), Read::Records(records, epoch)) => {
+            (Some((at, turn)), Read::Records(given)) => {
                 if self.holdings.reads(&at, turn) {
-                    self.send(at, records, epoch);
+                    self.send(at, given);
                 }
             }
             // It is begun anew with the next answer of the coordinator that names it.
@@ -507,12 +511,12 @@ impl Call {
         }));
     }
 
-    fn send(
-        &mut self,
-        at: TopicPartition,
-        records: v1::ConsumeResponse,
-        epoch: Option<LeaderEpoch>,
-    ) {
+    fn send(&mut self, at: TopicPartition, given: Given) {
+        let Given {
+            response: records,
+            last_epoch,
+            held,
+        } = given;
         let image = self.edge.image();
         let Some(topic) = image.topic(at.topic_id) else {
             return;
@@ -522,15 +526,20 @@ impl Call {
         if let Ok(next) = Offset::from_signed(records.next_offset) {
             self.holdings.sent(&at, next);
             if self.join.auto_commit {
-                self.progress.sent(at, (next, epoch), bytes);
+                self.progress.sent(at, (next, last_epoch), bytes);
             }
         }
         let topic = topic.name.to_string();
-        self.tell(Told::Records(answer::Records {
+        let message = Some(Told::Records(answer::Records {
             topic,
             records: Some(records),
             bytes,
         }));
+        let response = v1::SubscribeResponse { message };
+        self.outbox.push_back(Outgoing {
+            response,
+            held: Some(held),
+        });
     }
 
     /// Partitions are gone, without having been given up.
@@ -571,14 +580,15 @@ impl Call {
     /// not taken yet. It joins anew.
     fn lose_all(&mut self) {
         let (credit, progress) = (&mut self.credit, &mut self.progress);
-        self.outbox.retain(|waiting| match &waiting.message {
-            Some(Told::Records(records)) => {
-                credit.unsent(records.bytes);
-                progress.unsent();
-                false
-            }
-            _ => true,
-        });
+        self.outbox
+            .retain(|waiting| match &waiting.response.message {
+                Some(Told::Records(records)) => {
+                    credit.unsent(records.bytes);
+                    progress.unsent();
+                    false
+                }
+                _ => true,
+            });
         let lost = self.holdings.lose_all();
         self.reading = Reading::new(&self.edge);
         // A commit of this life says nothing of the next one's.
@@ -589,7 +599,7 @@ impl Call {
 
     /// The client has said all that it says: its commits are answered still, and whatever else there is to
     /// tell, as far as it listens.
-    async fn answer_commits(&mut self, out: &mpsc::Sender<v1::SubscribeResponse>) {
+    async fn answer_commits(&mut self, out: &mpsc::Sender<Outgoing>) {
         let answered = async {
             while let Some(done) = self.commits.next().await {
                 self.committed(done);

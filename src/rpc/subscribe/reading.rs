@@ -16,7 +16,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::asking::asked;
 use super::holdings::Turn;
 use super::join::Join;
-use crate::consume::{PartitionReader, turns};
+use crate::consume::{Given, PartitionReader, turns};
 use crate::edge::Edge;
 use crate::groups::by_topic;
 use crate::starts::Start;
@@ -33,8 +33,8 @@ pub(super) enum Read {
     Begun(Box<PartitionReader>, Begins),
     /// It is read on elsewhere, for this reason.
     Moved(Box<PartitionReader>, Offset, ErrorInfo),
-    /// Records, and the epoch of the last.
-    Records(v1::ConsumeResponse, Option<LeaderEpoch>),
+    /// Records.
+    Records(Given),
     Failed(ErrorInfo),
     /// This node does not show the partition.
     Unknown,
@@ -196,10 +196,7 @@ impl Reading {
         let records = stream::unfold(Some(reader), move |reader| async move {
             let mut reader = reader?;
             match reader.next_response().await {
-                Ok(Some(response)) => {
-                    let read = Read::Records(response, reader.last_epoch());
-                    Some(((taken, read), Some(reader)))
-                }
+                Ok(Some(given)) => Some(((taken, Read::Records(given)), Some(reader))),
                 Ok(None) => None,
                 Err(error) => Some(((taken, Read::Failed(error)), None)),
             }

@@ -23,6 +23,10 @@ impl World {
         else {
             return;
         };
+        if matches!(ask.what, What::Delete) {
+            // Not the seat's.
+            return;
+        }
         let (seat, life) = (ask.seat, ask.life);
         let sleeping = reply.clone();
         let again = || GroupEvent::Answered {

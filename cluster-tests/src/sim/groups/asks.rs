@@ -23,6 +23,8 @@ pub(in crate::sim) enum What {
     Beat(Heartbeat),
     /// Of a member; none: by somebody outside.
     Commit(Option<Committer>, Vec<OffsetToCommit>),
+    /// By an operator.
+    Delete,
     /// What is committed, which is at least this much where something was acknowledged.
     Fetch(BTreeMap<TopicPartition, u64>),
 }
@@ -30,7 +32,8 @@ pub(in crate::sim) enum What {
 /// Messages that take their time in different ways.
 #[derive(Clone, Copy)]
 enum Kind {
-    Commit,
+    /// It may wait for long in a node that passes it on.
+    PassedOn,
     Other,
 }
 
@@ -63,9 +66,8 @@ impl Groups {
         if !settling && self.rng.random_bool(self.plan.lost) {
             return None;
         }
-        // Commits may wait for long in a node that passes them on.
         let (often, longest) = match kind {
-            Kind::Commit => (self.plan.slow + 0.2, 500_000),
+            Kind::PassedOn => (self.plan.slow + 0.2, 500_000),
             Kind::Other => (self.plan.slow, 250_000),
         };
         let slow = !settling && self.rng.random_bool(often);
@@ -112,10 +114,16 @@ impl World {
 
     /// Sends a request to the node that its seat takes for the coordinator.
     pub(super) fn ask(&mut self, seat: usize, what: What) -> Option<AskId> {
+        let to = self.groups.as_ref()?.seats[seat].to;
+        self.ask_at(seat, to, what)
+    }
+
+    /// Sends a request to a node.
+    pub(super) fn ask_at(&mut self, seat: usize, to: NodeId, what: What) -> Option<AskId> {
         let (now, settling) = (self.now, self.settling);
         let kind = match what {
-            What::Commit(..) => Kind::Commit,
-            _ => Kind::Other,
+            What::Commit(..) | What::Delete => Kind::PassedOn,
+            What::Beat(_) | What::Fetch(_) => Kind::Other,
         };
         let groups = self.groups.as_mut()?;
         groups.next_ask += 1;
@@ -125,11 +133,11 @@ impl World {
             seat,
             life: of.life,
             group: of.group,
-            to: of.to,
+            to,
             sent: of.clock.now(now),
             what,
         };
-        let cut = groups.is_cut(seat, of.to, now);
+        let cut = groups.is_cut(seat, to, now);
         groups.asks.insert(id, ask);
         let ways = if cut {
             Vec::new()

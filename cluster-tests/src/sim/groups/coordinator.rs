@@ -90,6 +90,7 @@ impl World {
             }
             GroupEvent::Propose { node, .. } => self.propose_for_groups(node),
             GroupEvent::ReadConfirmed { node, ask, .. } => self.read_confirmed(node, ask),
+            GroupEvent::Deletes { group, tries } => self.group_is_deleted(group, tries),
             GroupEvent::Fault => self.group_fault(),
         }
     }
@@ -186,6 +187,14 @@ impl World {
             }
             What::Commit(by, offsets) => self.commit_arrives(node, id, ask.group, by, offsets),
             What::Fetch(_) => self.fetch_arrives(node, id, ask.group),
+            What::Delete => {
+                let group = groups.ids[ask.group].clone();
+                let Some(host) = self.host(node) else {
+                    return;
+                };
+                host.requests.insert(request, id);
+                self.with_coordinator(node, |of, cx, out| of.delete(cx, request, &group, out));
+            }
         }
     }
 
@@ -213,6 +222,10 @@ impl World {
     fn carry_out_for_groups(&mut self, node: NodeId, action: Action) {
         match action {
             Action::Propose { id, change } => {
+                let seen = self.process(node).map_or(0, |process| process.image as u64);
+                if let Some(groups) = &mut self.groups {
+                    groups.deletions.propose(&change, seen);
+                }
                 if let Some(host) = self.host(node) {
                     host.changes.push_back((id, change));
                 }

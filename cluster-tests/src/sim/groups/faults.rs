@@ -1,7 +1,8 @@
 //! What goes wrong with members and their coordinators beside what goes wrong with nodes: programs
 //! die and sleep, do not reach a node, a coordinator does not hear of the quorum for long, and an
-//! operator sets offsets anew.
+//! operator sets offsets anew and deletes groups.
 
+use quorate_group::Leave;
 use quorate_metadata::OffsetToCommit;
 use quorate_types::{NodeId, Offset, TopicPartition};
 use rand::Rng;
@@ -36,9 +37,10 @@ impl World {
         let session = groups.seats[seat].profile.session_timeout_ms;
         let until = now + us(rng.random_range(10_000..2_000 * u64::from(session)));
         let node = NodeId::new(rng.random_range(1..=nodes));
-        let kind = rng.random_range(0..10);
+        let kinds = if groups.plan.deletes { 14 } else { 10 };
+        let kind = rng.random_range(0..kinds);
         let of = &mut groups.seats[seat];
-        let id = of.id.clone();
+        let (id, to) = (of.id.clone(), of.to);
         match kind {
             0 if of.up => {
                 note!(self, None, "member {id} is killed");
@@ -53,8 +55,65 @@ impl World {
                 groups.cut(seat, node, until);
             }
             6 | 7 => self.isolate_coordinator(),
-            8 => self.set_offsets(seat),
+            8 => self.set_offsets(seat, to),
+            10.. => self.everybody_leaves(seat),
             _ => {}
+        }
+    }
+
+    /// A group has no members for a moment, in which it is deleted, or later.
+    fn everybody_leaves(&mut self, one: usize) {
+        let now = self.now;
+        let Some(groups) = &mut self.groups else {
+            return;
+        };
+        let group = groups.seats[one].group;
+        let wait = us(groups.rng.random_range(0..30_000));
+        let tries = groups.rng.random_range(1..8);
+        let away = groups.rng.random_range(20_000..300_000);
+        for seat in 0..groups.seats.len() {
+            let Some(of) = self.groups.as_ref().map(|groups| &groups.seats[seat]) else {
+                return;
+            };
+            if of.group != group || !of.up {
+                continue;
+            }
+            if of.paused_until <= now {
+                self.say_farewell(seat, Leave::ForGood);
+            }
+            let Some(groups) = &mut self.groups else {
+                return;
+            };
+            groups.seats[seat].stop();
+            let back = us(away + groups.rng.random_range(0..50_000));
+            self.at(back, Scheduled::Group(GroupEvent::Starts { seat }));
+        }
+        self.at(wait, Scheduled::Group(GroupEvent::Deletes { group, tries }));
+    }
+
+    pub(super) fn group_is_deleted(&mut self, group: usize, tries: u32) {
+        let coordinator = |world: &Self| {
+            let id = &world.groups.as_ref()?.ids[group];
+            world.quorum.latest().coordinator(id).coordinator
+        };
+        let coordinator = coordinator(self);
+        let Some(groups) = self.groups.as_mut().filter(|_| !self.settling) else {
+            return;
+        };
+        let wait = us(groups.rng.random_range(2_000..60_000));
+        // Another sets its offsets meanwhile, so that it is not as it was.
+        let resets = groups.rng.random_bool(0.5);
+        let mut seats = groups.seats.iter();
+        let seat = seats.position(|of| of.group == group);
+        if let Some((seat, node)) = seat.zip(coordinator) {
+            note!(self, None, "an operator deletes group {group}");
+            self.ask_at(seat, node, What::Delete);
+            if resets {
+                self.set_offsets(seat, node);
+            }
+        }
+        if let Some(tries) = tries.checked_sub(1).filter(|left| *left > 0) {
+            self.at(wait, Scheduled::Group(GroupEvent::Deletes { group, tries }));
         }
     }
 
@@ -84,7 +143,7 @@ impl World {
     }
 
     /// An operator sets a group's offset anew; refused where the group has members.
-    fn set_offsets(&mut self, seat: usize) {
+    fn set_offsets(&mut self, seat: usize, to: NodeId) {
         let ids: Vec<TopicPartition> = self.partitions.keys().copied().collect();
         let Some(groups) = &mut self.groups else {
             return;
@@ -99,7 +158,7 @@ impl World {
             leader_epoch: None,
             metadata: String::new(),
         };
-        self.ask(seat, What::Commit(None, vec![item]));
+        self.ask_at(seat, to, What::Commit(None, vec![item]));
     }
 
     /// Faults are over: some programs never come again, the others run.

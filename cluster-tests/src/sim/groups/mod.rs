@@ -29,7 +29,7 @@ pub(super) use member::Seat;
 pub(super) use plan::GroupsPlan;
 pub(super) use words::{changes_in_words, commits_in_words, names};
 
-use super::invariants::CommittedOffsets;
+use super::invariants::{CommittedOffsets, Deletions};
 
 /// What happens in groups; none of it counts as a step, so that faults strike as often as without.
 pub(super) enum GroupEvent {
@@ -54,6 +54,8 @@ pub(super) enum GroupEvent {
     Propose { node: NodeId, life: u64 },
     /// The quorum has confirmed a read.
     ReadConfirmed { node: NodeId, life: u64, ask: AskId },
+    /// An operator asks for the deletion of a group, and so often again.
+    Deletes { group: usize, tries: u32 },
     /// Something goes wrong with members, or on their way.
     Fault,
 }
@@ -70,6 +72,7 @@ pub(super) struct Groups {
     /// Members that do not reach a node, until then.
     cuts: Vec<(usize, NodeId, Duration)>,
     pub(super) offsets: CommittedOffsets,
+    pub(super) deletions: Deletions,
 }
 
 impl Groups {
@@ -79,7 +82,7 @@ impl Groups {
             return None;
         }
         let mut rng = StdRng::seed_from_u64(seed ^ 0x6772_6f75_7073);
-        let plan = GroupsPlan::draw(&mut rng);
+        let plan = GroupsPlan::draw(seed, &mut rng);
         let ids = (0..plan.groups.len()).map(|number| {
             // Names that fall to different coordinators from run to run.
             GroupId::new(&format!("group-{number}-{}", seed / 4 % 17)).expect("a good name")
@@ -96,6 +99,7 @@ impl Groups {
             next_request: 0,
             cuts: Vec::new(),
             offsets: CommittedOffsets::default(),
+            deletions: Deletions::default(),
         }))
     }
 

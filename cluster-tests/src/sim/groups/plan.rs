@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use crate::sim::plan::SESSION;
 use crate::sim::schedule::ms;
 
-/// One in so many runs has groups; the others stay as they would be without this room, with the seeds
+/// One in so many runs has groups, and in one in so many of these they are deleted; the others stay as they would be without this room, with the seeds
 /// that find the rarest of the faults that are planted elsewhere.
 const ONE_IN: u64 = 4;
 
@@ -38,6 +38,8 @@ pub(in crate::sim) struct GroupsPlan {
     /// A member leaves, or reads other topics, so often, each turn.
     pub(super) leaves: f64,
     pub(super) changes_topics: f64,
+    /// Groups lose all their members at a time and are deleted.
+    pub(super) deletes: bool,
     /// The longest pause between two faults of groups.
     pub(super) fault_gap: Duration,
     /// Members' clocks run apart by up to so many parts in a thousand.
@@ -50,7 +52,7 @@ impl GroupsPlan {
         seed % ONE_IN == 2
     }
 
-    pub(super) fn draw(rng: &mut StdRng) -> Self {
+    pub(super) fn draw(seed: u64, rng: &mut StdRng) -> Self {
         let groups = if rng.random_bool(0.7) { 1 } else { 2 };
         let groups = (0..groups).map(|_| GroupPlan {
             members: rng.random_range(2..=4),
@@ -77,6 +79,7 @@ impl GroupsPlan {
             changes_topics: pick(rng, [0.0, 0.03, 0.15]),
             fault_gap: ms([25, 60, 150][rng.random_range(0..3)]),
             drift: [0, 30, 60][rng.random_range(0..3)],
+            deletes: (seed / ONE_IN).is_multiple_of(ONE_IN),
         }
     }
 }

@@ -180,6 +180,11 @@ impl World {
 
     /// A program says that it goes, and ends; another comes in its place.
     fn leave(&mut self, seat: usize, leave: Leave) {
+        self.say_farewell(seat, leave);
+        self.end_member(seat);
+    }
+
+    pub(super) fn say_farewell(&mut self, seat: usize, leave: Leave) {
         let Some(groups) = &mut self.groups else {
             return;
         };
@@ -188,7 +193,6 @@ impl World {
         // It reads no more before it says so.
         of.owned.clear();
         self.send_beat(seat, leave);
-        self.end_member(seat);
     }
 
     /// A program ends; another comes in its place.

@@ -9,6 +9,7 @@ use super::sight::Sight;
 pub(super) mod g01_single_ownership;
 pub(super) mod g02_groups_converge;
 mod g03_coordinator_epochs;
+mod g04_deletions;
 mod i01_one_leader_an_epoch;
 mod i02_replicas_agree;
 mod i03_later_leaders_hold_acked;
@@ -29,6 +30,7 @@ mod r04_subscriptions;
 mod r08_registration;
 mod r17_established;
 
+pub(super) use g04_deletions::Deletions;
 pub(super) use i12_committed_offsets::CommittedOffsets;
 
 /// Looks at one partition after each step that touches it, and remembers what it needs.
@@ -43,8 +45,8 @@ pub trait Checker {
     fn check(&mut self, sight: &Sight<'_>) -> Result<(), String>;
 }
 
-/// The checkers of one partition, fresh. I9 is looked at when faults are over; I12 is about
-/// groups.
+/// The checkers of one partition, fresh. I9 is looked at when faults are over; I12 and
+/// deletions are about groups.
 pub fn all() -> Vec<Box<dyn Checker>> {
     vec![
         Box::new(i01_one_leader_an_epoch::OneLeaderAnEpoch::default()),
