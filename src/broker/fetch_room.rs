@@ -3,7 +3,8 @@
 //!
 //! A quarter is kept for small answers, and of the rest a quarter for those that cannot be smaller
 //! (one large batch or record), so that slow readers that were given much do not shut out others. Where
-//! only that is left ([`FetchRoom::is_scarce`]), streams do not keep a large batch for their clients.
+//! only that is left ([`FetchRoom::is_scarce`]), streams do not keep a large batch for their clients. They
+//! do keep a single record above 64 KiB, and a batch for a client that wants it whole.
 
 use std::sync::Arc;
 use std::time::Duration;

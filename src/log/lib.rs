@@ -23,6 +23,8 @@ mod os_dir;
 mod partition_log;
 #[cfg(test)]
 mod producer_tests;
+#[cfg(test)]
+mod read_tests;
 mod reader;
 mod segment;
 mod start;
