@@ -93,11 +93,13 @@ impl Edge {
             reader.until_end = request.until_end;
             reader.as_batches = request.batches;
             reader.few = few;
-            stream::unfold(Some(reader), |reader| async move {
-                let mut reader = reader?;
+            let first = Some((reader, Arc::default()));
+            stream::unfold(first, |state: Option<(PartitionReader, Arc<Held>)>| async {
+                let (mut reader, taken) = state?;
+                drop(taken);
                 match reader.next_response().await {
-                    // What it takes the reader keeps until it is asked for the next.
-                    Ok(Some(given)) => Some((Ok(given.response), Some(reader))),
+                    // Kept until the next one is asked for.
+                    Ok(Some(given)) => Some((Ok(given.response), Some((reader, given.held)))),
                     Ok(None) => None,
                     Err(error) => Some((Err(to_status(&error)), None)),
                 }
@@ -223,10 +225,14 @@ impl PartitionReader {
             if let Some((response, last_epoch)) = self.ready.pop_front() {
                 self.given = Some(Instant::now());
                 self.told = true;
+                let held = match self.ready.is_empty() {
+                    true => std::mem::take(&mut self.held),
+                    false => Arc::clone(&self.held),
+                };
                 return Ok(Some(Given {
                     response,
                     last_epoch,
-                    held: Arc::clone(&self.held),
+                    held,
                 }));
             }
             self.let_go();
