@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use quorate_client::{ProducerOptions, ToSend};
 use quorate_types::PartitionId;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -190,6 +190,9 @@ async fn members_read_commit_and_leave_and_groups_are_reset_and_deleted() {
         (&["--shift-by", "-700"], all(0)),
         (&["--to-timestamp", "2001-01-01"], all(0)),
         (&["--to-timestamp", "2101-01-01T00:00:00Z"], all(12)),
+        (&["--by-duration", "7d"], all(0)),
+        (&["--by-duration", "0ms"], all(12)),
+        (&["--to-current"], all(12)),
         (&["--to-offset", "1", "--partition", "1"], vec![(1, 1)]),
     ] {
         let dry: Vec<&str> = [to, &["--dry-run"]].concat();
@@ -198,6 +201,12 @@ async fn members_read_commit_and_leave_and_groups_are_reset_and_deleted() {
     assert_eq!(shell.committed().await, [(Some(12), Some(0)); 3]);
     assert_eq!(shell.reset(&["--to-offset", "5"]).await, all(5));
     assert_eq!(shell.committed().await, [(Some(5), Some(7)); 3]);
+    let everything = ["group", "reset-offsets", GROUP, "--all-topics"];
+    let back = [&everything[..], &["--shift-by", "-1"]].concat();
+    let rows = shell.json(&back).await;
+    let row = |partition| json!({"topic": TOPIC, "partition": partition, "before": 5, "after": 4});
+    assert_eq!(rows, json!([row(0), row(1), row(2)]));
+    assert_eq!(shell.reset(&["--to-offset", "5"]).await, all(5));
     assert_eq!(shell.read().await, 21);
 
     assert_eq!(
@@ -278,6 +287,14 @@ async fn wrong_commands_about_groups_say_why_and_change_nothing() {
         (&[TOPIC, "--to-timestamp", "soon"], 2, "--to-timestamp"),
         (&[TOPIC, "--shift-by", "1"], 1, "nothing is committed"),
         (&["unknown", "--to-latest"], 1, "UNKNOWN_TOPIC_OR_PARTITION"),
+        (&[TOPIC, "--all-topics", "--to-latest"], 2, "cannot be used"),
+        (&[TOPIC, "--by-duration", "soon"], 2, "--by-duration"),
+        (&[TOPIC, "--topic", TOPIC, "--to-latest"], 2, "named twice"),
+        (
+            &[TOPIC, "--topic", "b", "--partition", "0", "--to-latest"],
+            2,
+            "for one --topic",
+        ),
         (
             &[TOPIC, "--to-latest", "--partition", "3"],
             1,
@@ -292,6 +309,22 @@ async fn wrong_commands_about_groups_say_why_and_change_nothing() {
         (&["group", "describe", "a\nb"][..], 1, "INVALID_GROUP_ID"),
         (&["group", "delete", "unknown"], 1, "GROUP_ID_NOT_FOUND"),
         (&["group", "delete"], 2, "GROUPS"),
+        (
+            &[
+                "group",
+                "reset-offsets",
+                GROUP,
+                "--all-topics",
+                "--to-latest",
+            ],
+            1,
+            "committed nothing",
+        ),
+        (
+            &["group", "reset-offsets", GROUP, "--to-latest"],
+            2,
+            "--topic",
+        ),
         (
             &["consume", TOPIC, "--group", GROUP, "--partition", "0"],
             2,

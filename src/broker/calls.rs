@@ -57,6 +57,8 @@ pub enum Holder {
     Answer,
     /// A stream, which has a share of memory of its own: answers of up to 64 KiB take no room.
     Stream,
+    /// A stream that has room for one batch and what becomes of it already: one batch is given.
+    Paid,
 }
 
 /// A long poll for records of one partition.

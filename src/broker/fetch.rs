@@ -10,7 +10,7 @@ use quorate_types::{LeaderEpoch, Offset};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
-use crate::calls::{FetchCall, FetchError, Fetched, ListedOffset, OffsetPosition};
+use crate::calls::{FetchCall, FetchError, Fetched, Holder, ListedOffset, OffsetPosition};
 use crate::fetch_room::{FetchRoom, shrink};
 use crate::hosted::{Hosted, Published};
 use crate::losses::Losses;
@@ -120,7 +120,7 @@ pub(crate) async fn fetch(
             call.max_bytes = granted;
             let mut bytes = read(&hosted, fetches, mailbox, &call, up_to).await?;
             let size = bytes.len();
-            if size > granted {
+            if size > granted && call.holder != Holder::Paid {
                 // One batch that is larger than what was asked for. What waits holds no bytes.
                 drop(held.take());
                 held = room.try_exactly(size);
@@ -237,7 +237,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::calls::Holder;
     use crate::hosted::Registry;
     use crate::mailbox::mailbox;
     use quorate_log::{LogOptions, OsDir, PartitionLog, RecoveryContext, SlowDir};

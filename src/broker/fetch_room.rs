@@ -61,7 +61,7 @@ impl FetchRoom {
     }
 
     /// Room for `wanted` bytes, or for less; small ones wait for it. A stream has its own share for
-    /// a small one.
+    /// a small one, and who has paid takes none.
     ///
     /// # Errors
     /// [`FetchError::Throttled`] where there is none in time.
@@ -70,6 +70,9 @@ impl FetchRoom {
         wanted: usize,
         holder: Holder,
     ) -> Result<(usize, Option<OwnedSemaphorePermit>), FetchError> {
+        if holder == Holder::Paid {
+            return Ok((1, None));
+        }
         let (granted, held) = self.share(wanted);
         if held.is_some() || holder == Holder::Stream {
             return Ok((granted, held));
@@ -127,7 +130,7 @@ impl FetchRoom {
         size: usize,
         holder: Holder,
     ) -> Result<Option<OwnedSemaphorePermit>, FetchError> {
-        if size <= SMALL && holder == Holder::Stream {
+        if holder == Holder::Paid || size <= SMALL && holder == Holder::Stream {
             return Ok(None);
         }
         if let Some(permit) = self.try_exactly(size) {

@@ -115,6 +115,11 @@ impl Patience {
         }
     }
 
+    /// A node has answered.
+    pub(crate) fn heard(&mut self) {
+        self.unreached = None;
+    }
+
     /// All of the time, whatever there is to be reached: for members, which outlive that.
     pub(crate) fn steadfast(time: Duration) -> Self {
         Self {
@@ -125,9 +130,14 @@ impl Patience {
 
     /// Whether this was the last try, the last of whose errors is this.
     pub(crate) fn is_over(&mut self, error: &ClientError) -> bool {
+        self.tried(!matches!(error, ClientError::Unreachable(_)))
+    }
+
+    /// Whether this was the last try, in which a node was reached or none was.
+    pub(crate) fn tried(&mut self, reached: bool) -> bool {
         let now = Instant::now();
-        if !matches!(error, ClientError::Unreachable(_)) {
-            self.unreached = None;
+        if reached {
+            self.heard();
             return now >= self.until;
         }
         let since = *self.unreached.get_or_insert(now);

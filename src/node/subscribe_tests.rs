@@ -353,6 +353,11 @@ async fn a_subscription_whose_client_reads_nothing_is_ended_and_its_member_leave
             .ok_or(format!("{members} members"))
     })
     .await;
+    eventually("what it has not taken takes no room", async || {
+        let used = fetch_bytes(&running[0]).used;
+        (used == 0).then_some(()).ok_or(format!("{used} bytes"))
+    })
+    .await;
     let ended = loop {
         match timeout(DEADLINE, told.message()).await.unwrap() {
             Ok(message) => assert!(message.is_some(), "it says why it ends"),

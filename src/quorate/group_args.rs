@@ -1,6 +1,9 @@
 //! The flags of `quorate group`.
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
+use quorate_config::parse_duration;
 use quorate_types::{Offset, Timestamp};
 
 use crate::parse::{offset, time};
@@ -17,7 +20,7 @@ pub enum GroupCommand {
         /// The group's name
         group: String,
     },
-    /// Change what a group has committed of a topic; it must have no members
+    /// Change what a group has committed; it must have no members
     ResetOffsets(ResetArgs),
     /// Delete groups without members, with what they have committed
     #[command(after_help = "Example:\n  quorate group delete billing")]
@@ -33,18 +36,23 @@ pub enum GroupCommand {
 #[command(after_help = "Examples:\n  \
     quorate group reset-offsets billing --topic orders --to-earliest --dry-run\n  \
     quorate group reset-offsets billing --topic orders --to-timestamp 2026-01-31T12:00:00Z\n  \
-    quorate group reset-offsets billing --topic orders --partition 2 --shift-by -100\n\n\
+    quorate group reset-offsets billing --topic orders --partition 2 --shift-by -100\n  \
+    quorate group reset-offsets billing --all-topics --by-duration 2h\n\n\
     What lies outside of a partition's log is moved to its nearer end. A group that does not exist\n\
     comes to be.")]
 pub struct ResetArgs {
     /// The group's name
     pub group: String,
 
-    /// The topic
-    #[arg(long)]
-    pub topic: String,
+    /// The topic; may be repeated
+    #[arg(long, required_unless_present = "all_topics")]
+    pub topic: Vec<String>,
 
-    /// Only this partition; may be repeated
+    /// All topics of which the group has committed something
+    #[arg(long, conflicts_with_all = ["topic", "partition"])]
+    pub all_topics: bool,
+
+    /// Only this partition of the topic; may be repeated
     #[arg(long, value_name = "N")]
     pub partition: Vec<u32>,
 
@@ -76,6 +84,14 @@ pub struct ResetTo {
     /// 2026-01-31T12:00:00Z, or 2026-01-31 (in UTC)
     #[arg(long, value_parser = time, value_name = "TIME")]
     pub to_timestamp: Option<Timestamp>,
+
+    /// To the first record of the time that has passed since then, else after the last: 30m, 2h, 7d
+    #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
+    pub by_duration: Option<Duration>,
+
+    /// To where it is, moved into the log; after the last record where nothing is committed
+    #[arg(long)]
+    pub to_current: bool,
 
     /// So many records further, or back where it is negative
     #[arg(long, allow_negative_numbers = true, value_name = "N")]

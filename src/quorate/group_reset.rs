@@ -1,10 +1,12 @@
 //! `quorate group reset-offsets`: where a group without members is to go on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures::{StreamExt, TryStreamExt, stream};
 use quorate_client::{Client, ClientError, OffsetToCommit};
 use quorate_proto::v1::list_offsets_request::{Earliest, Latest, Position};
-use quorate_types::{ErrorCode, Offset, PartitionId};
+use quorate_types::{ErrorCode, Offset, PartitionId, Timestamp};
 use serde_json::{Value, json};
 
 use crate::cli::{Global, OutputFormat};
@@ -14,12 +16,19 @@ use crate::group_args::{ResetArgs, ResetTo};
 use crate::output::{self, Column};
 use crate::{client, told};
 
+/// Leaders are asked about so many partitions at once.
+const AT_ONCE: usize = 32;
+
 /// What is to become of one partition.
 struct Change {
+    topic: String,
     partition: PartitionId,
     before: Option<Offset>,
     after: Offset,
 }
+
+/// What is committed.
+type Committed = BTreeMap<(String, PartitionId), Offset>;
 
 /// The part of a partition's log that can be read.
 #[derive(Debug, Clone, Copy)]
@@ -38,33 +47,46 @@ impl Log {
 
 pub(crate) async fn run(global: &Global, args: ResetArgs) -> Outcome {
     consume::twice("partition", &args.partition)?;
+    consume::twice("topic", &args.topic)?;
+    if !args.partition.is_empty() && args.topic.len() != 1 {
+        let why = "--partition is for one --topic";
+        return Err(Failure::usage(failure(&args), why));
+    }
     let client = client(global)?;
     let failed = |error: &ClientError| told(failure(&args), error);
-    let info = client.topic(&args.topic).await;
-    let info = info.map_err(|error| failed(&error))?;
-    let count = u32::try_from(info.partitions.len()).unwrap_or(u32::MAX);
-    let partitions: Vec<u32> = match &args.partition[..] {
-        [] => (0..count).collect(),
-        named => named.to_vec(),
-    };
-    if let Some(number) = partitions.iter().find(|number| **number >= count) {
-        let why = format!("topic {} has {count} partitions, no {number}", args.topic);
-        return Err(Failure::new(failure(&args), why));
+    // What is not there is told whether the group has members or not.
+    let mut partitions = Vec::new();
+    for topic in &args.topic {
+        partitions.extend(wanted(&client, &args, topic).await?);
     }
     let before = committed(&client, &args).await?;
-    let mut changes = Vec::new();
-    for partition in partitions.into_iter().map(PartitionId::new) {
-        let before = before.get(&partition).copied();
-        let after = after(&client, &args, partition, before).await?;
-        changes.push(Change {
-            partition,
-            before,
-            after,
-        });
+    if args.all_topics {
+        let topics: BTreeSet<&String> = before.keys().map(|(topic, _)| topic).collect();
+        if topics.is_empty() {
+            return Err(Failure::new(failure(&args), "it has committed nothing"));
+        }
+        for topic in topics {
+            partitions.extend(wanted(&client, &args, topic).await?);
+        }
     }
+    let changes = stream::iter(partitions)
+        .map(async |(topic, partition)| {
+            let place = (topic, partition);
+            let before = before.get(&place).copied();
+            let after = after(&client, &args, &place, before).await?;
+            let (topic, partition) = place;
+            Ok(Change {
+                topic,
+                partition,
+                before,
+                after,
+            })
+        })
+        .buffered(AT_ONCE);
+    let changes: Vec<Change> = changes.try_collect().await?;
     if !args.dry_run {
         let offset = |change: &Change| {
-            OffsetToCommit::new(args.topic.clone(), change.partition, change.after)
+            OffsetToCommit::new(change.topic.clone(), change.partition, change.after)
         };
         let offsets: Vec<OffsetToCommit> = changes.iter().map(offset).collect();
         let altered = client.alter_offsets(&args.group, &offsets).await;
@@ -73,20 +95,40 @@ pub(crate) async fn run(global: &Global, args: ResetArgs) -> Outcome {
     show(global, &args, &changes)
 }
 
+/// The partitions of a topic that are to be changed.
+async fn wanted(
+    client: &Client,
+    args: &ResetArgs,
+    topic: &str,
+) -> Result<Vec<(String, PartitionId)>, Failure> {
+    let info = client.topic(topic).await;
+    let info = info.map_err(|error| told(failure(args), &error))?;
+    let count = u32::try_from(info.partitions.len()).unwrap_or(u32::MAX);
+    let numbers: Vec<u32> = match &args.partition[..] {
+        [] => (0..count).collect(),
+        named => named.to_vec(),
+    };
+    if let Some(number) = numbers.iter().find(|number| **number >= count) {
+        let why = format!("topic {topic} has {count} partitions, no {number}");
+        return Err(Failure::new(failure(args), why));
+    }
+    let each = numbers.into_iter().map(PartitionId::new);
+    Ok(each
+        .map(|partition| (topic.to_owned(), partition))
+        .collect())
+}
+
 fn failure(args: &ResetArgs) -> String {
     format!("the offsets of group {} were not reset", args.group)
 }
 
-/// What the group has committed of the topic; only where it has no members.
-async fn committed(
-    client: &Client,
-    args: &ResetArgs,
-) -> Result<BTreeMap<PartitionId, Offset>, Failure> {
+/// What the group has committed; only where it has no members.
+async fn committed(client: &Client, args: &ResetArgs) -> Result<Committed, Failure> {
     let described = match client.describe_group(&args.group).await {
         Ok(described) => described,
         // It comes to be.
         Err(error) if error.code() == Some(ErrorCode::GroupIdNotFound) => {
-            return Ok(BTreeMap::new());
+            return Ok(Committed::new());
         }
         Err(error) => return Err(told(failure(args), &error)),
     };
@@ -99,10 +141,9 @@ async fn committed(
     // What a partition has committed is read where commits are decided.
     let offsets = client.committed_offsets(&args.group).await;
     let offsets = offsets.map_err(|error| told(failure(args), &error))?;
-    let of_topic = offsets.into_iter().filter(|of| of.topic == args.topic);
-    let each = of_topic.filter_map(|of| {
+    let each = offsets.into_iter().filter_map(|of| {
         let partition = PartitionId::from_signed(of.partition).ok()?;
-        Some((partition, Offset::from_signed(of.offset).ok()?))
+        Some(((of.topic, partition), Offset::from_signed(of.offset).ok()?))
     });
     Ok(each.collect())
 }
@@ -111,10 +152,10 @@ async fn committed(
 async fn after(
     client: &Client,
     args: &ResetArgs,
-    partition: PartitionId,
+    (topic, partition): &(String, PartitionId),
     before: Option<Offset>,
 ) -> Result<Offset, Failure> {
-    let find = |position| consume::offset(client, &args.topic, partition, position);
+    let find = |position| consume::offset(client, topic, *partition, position);
     let log = Log {
         start: find(Position::Earliest(Earliest {}))
             .await?
@@ -125,10 +166,13 @@ async fn after(
         to_offset,
         to_earliest,
         to_timestamp,
+        by_duration,
+        to_current,
         shift_by,
         ..
     } = args.to;
-    let name = format!("{}-{partition}", args.topic);
+    let name = format!("{topic}-{partition}");
+    let time = to_timestamp.or_else(|| by_duration.map(|ago| before_now(SystemTime::now(), ago)));
     let wanted = if let Some(offset) = to_offset {
         i128::from(offset.get())
     } else if let Some(by) = shift_by {
@@ -137,7 +181,9 @@ async fn after(
             return Err(Failure::new(failure(args), why).hint("name the others with --partition"));
         };
         i128::from(before.get()) + i128::from(by)
-    } else if let Some(time) = to_timestamp {
+    } else if let Some(before) = before.filter(|_| to_current) {
+        i128::from(before.get())
+    } else if let Some(time) = time {
         let found = find(Position::TimestampMs(time.millis())).await?;
         i128::from(found.unwrap_or(log.end).get())
     } else if to_earliest {
@@ -153,12 +199,19 @@ async fn after(
     Ok(after)
 }
 
+/// The time that was so long ago, at most at the beginning of 1970.
+fn before_now(now: SystemTime, ago: Duration) -> Timestamp {
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let millis = since.saturating_sub(ago).as_millis();
+    Timestamp::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
+}
+
 fn show(global: &Global, args: &ResetArgs, changes: &[Change]) -> Outcome {
     match global.output {
         OutputFormat::Json => {
             let row = |change: &Change| {
                 json!({
-                    "topic": args.topic,
+                    "topic": change.topic,
                     "partition": change.partition.get(),
                     "before": change.before.map(Offset::get),
                     "after": change.after.get(),
@@ -168,16 +221,17 @@ fn show(global: &Global, args: &ResetArgs, changes: &[Change]) -> Outcome {
             output::json(&rows)
         }
         OutputFormat::Text => {
-            let columns: [Column<Change>; 3] = [
+            let columns: [Column<Change>; 4] = [
+                Column::words("TOPIC", |change| change.topic.clone()),
                 Column::number("PARTITION", |change| change.partition.to_string()),
                 Column::number("BEFORE", |change| output::or_dash(change.before)),
                 Column::number("AFTER", |change| change.after.to_string()),
             ];
             let done = match args.dry_run {
-                true => "would go on in",
-                false => "goes on in",
+                true => "would go on",
+                false => "goes on",
             };
-            output::line(format!("group {} {done} {}", args.group, args.topic))?;
+            output::line(format!("group {} {done} at", args.group))?;
             output::line(output::table(&columns, changes))
         }
     }
@@ -196,5 +250,12 @@ mod tests {
         for (wanted, nearest) in [(-5, 10), (9, 10), (15, 15), (20, 20), (1 << 70, 20)] {
             assert_eq!(log.nearest(wanted).get(), nearest);
         }
+    }
+
+    #[test]
+    fn a_time_ago_begins_with_1970() {
+        let now = UNIX_EPOCH + Duration::from_secs(100);
+        let ago = |seconds| before_now(now, Duration::from_secs(seconds)).millis();
+        assert_eq!((ago(0), ago(30), ago(1_000)), (100_000, 70_000, 0));
     }
 }

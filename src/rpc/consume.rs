@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::stream::{self, BoxStream, StreamExt};
+use parking_lot::Mutex;
 use quorate_broker::Holder;
 use quorate_proto::v1;
 use quorate_types::{
@@ -21,11 +22,11 @@ use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 
-use take::{Taken, Taking};
+use take::{Made, Taken, Taking, ready_bytes};
 
 use crate::edge::Edge;
 use crate::starts::{Start, starts};
-use crate::status::{invalid, to_status, told};
+use crate::status::{fetch_error, invalid, to_status, told};
 
 /// Partitions of one stream that may be read at a time, and read but not taken by the client. Each
 /// takes 64 KiB at least, which is the stream's own share of memory (`STREAM` in
@@ -33,9 +34,6 @@ use crate::status::{invalid, to_status, told};
 const READING: usize = 4;
 /// Bytes of one fetch for a stream that takes its time, and for one that keeps up.
 const CHUNK: (u32, u32) = (64 << 10, 512 << 10);
-/// Records that wait decompressed: so many times the bytes of a fetch, and at most so many; what is more
-/// is read again.
-const READY: (usize, usize) = (8, 4 << 20);
 /// The most that a request may ask for a response.
 const CHUNK_ASKED: u32 = 8 << 20;
 /// Who takes the next response so soon keeps up; who takes so long does not.
@@ -56,11 +54,16 @@ struct Fetched {
     taken: Option<Result<Taken, ErrorInfo>>,
 }
 
-/// What a fetch takes, until the client has taken all that was made of it.
+/// What a fetch takes, until the client has taken all that was made of it: a turn, and room for what was
+/// fetched and for what was made of it.
 #[derive(Debug, Default)]
-pub(crate) struct Held {
-    _turn: Option<OwnedSemaphorePermit>,
-    _room: [Option<OwnedSemaphorePermit>; 2],
+pub(crate) struct Held(Mutex<[Option<OwnedSemaphorePermit>; 3]>);
+
+impl Held {
+    /// Gives it back now: nobody takes anything any more.
+    pub(crate) fn give_back(&self) {
+        *self.0.lock() = Default::default();
+    }
 }
 
 /// A response, which is to be kept with what it takes.
@@ -294,7 +297,10 @@ impl PartitionReader {
 
     async fn find_start(&mut self) -> Result<(), ErrorInfo> {
         if let Some(start) = self.start {
-            self.take_turn().await;
+            // What is known already is not looked up.
+            if self.until_end || !matches!(start, Start::Offset(..)) {
+                self.take_turn().await;
+            }
             (self.next, self.last_epoch) = self.find(start).await?;
             if self.until_end {
                 let end = self.look_up(latest()).await?;
@@ -349,10 +355,8 @@ impl PartitionReader {
         self.next = taken.next;
         self.last_epoch = taken.last_epoch;
         self.ready.extend(taken.ready);
-        self.held = Arc::new(Held {
-            _turn: self.turn.take().or(fetched.turn),
-            _room: [taken.room, taken.decoded_room],
-        });
+        let turn = self.turn.take().or(fetched.turn);
+        self.held = Arc::new(Held(Mutex::new([turn, taken.room, taken.decoded_room])));
         Ok(())
     }
 
@@ -365,11 +369,11 @@ impl PartitionReader {
     /// Fetches, and makes responses of what comes, for which there must be a turn.
     fn fetch(
         &self,
-        request: v1::FetchRequest,
+        mut request: v1::FetchRequest,
         has_turn: bool,
     ) -> impl Future<Output = Result<Fetched, ErrorInfo>> + Send + 'static {
         let (edge, turns) = (self.edge.clone(), Arc::clone(&self.turns));
-        let taking = Taking {
+        let mut taking = Taking {
             edge: self.edge.clone(),
             topic: self.topic.clone(),
             partition: self.partition,
@@ -378,34 +382,53 @@ impl PartitionReader {
             as_batches: self.as_batches,
             told: self.told,
             last_epoch: self.last_epoch,
-            // Who takes its time gets little decompressed.
-            ready_bytes: (self.chunk as usize).saturating_mul(READY.0).min(READY.1),
+            ready_bytes: ready_bytes(self.chunk),
         };
         async move {
-            let answer = edge.fetch_anywhere(request, false, Holder::Stream).await;
-            let (answer, room) = answer.map_err(|status| told(&status))?;
-            let is_empty = answer.batches.is_empty();
-            let high_watermark = Offset::from_signed(answer.high_watermark).unwrap_or_default();
-            let mut fetched = Fetched {
-                leader_epoch: LeaderEpoch::from_signed(answer.leader_epoch).ok(),
-                high_watermark: if is_empty {
-                    // Whatever was told: what is not given now is waited for.
-                    high_watermark.min(taking.next)
-                } else {
-                    high_watermark
-                },
-                turn: None,
-                taken: None,
-            };
-            if !has_turn && !is_empty {
-                // Where others are to be taken first it is read again when its turn has come.
-                fetched.turn = turns.try_acquire_owned().ok();
-                if fetched.turn.is_none() {
-                    return Ok(fetched);
+            let (mut turn, mut paid) = (None, None);
+            loop {
+                let holder = match paid {
+                    Some(_) => Holder::Paid,
+                    None => Holder::Stream,
+                };
+                let answer = edge.fetch_anywhere(request.clone(), false, holder).await;
+                let (answer, room) = answer.map_err(|status| told(&status))?;
+                let is_empty = answer.batches.is_empty();
+                let high_watermark = Offset::from_signed(answer.high_watermark).unwrap_or_default();
+                let mut fetched = Fetched {
+                    leader_epoch: LeaderEpoch::from_signed(answer.leader_epoch).ok(),
+                    high_watermark: if is_empty {
+                        // Whatever was told: what is not given now is waited for.
+                        high_watermark.min(taking.next)
+                    } else {
+                        high_watermark
+                    },
+                    turn: None,
+                    taken: None,
+                };
+                if !has_turn && !is_empty && turn.is_none() {
+                    // Where others are to be taken first it is read again when its turn has come.
+                    turn = Arc::clone(&turns).try_acquire_owned().ok();
+                    if turn.is_none() {
+                        return Ok(fetched);
+                    }
+                }
+                match taking.take(answer, room, paid.take()).await {
+                    Ok(Made::Needs(bytes)) => {
+                        let room = edge.broker().fetch_room(bytes, Holder::Answer).await;
+                        paid = room.map_err(|error| fetch_error(&error))?;
+                        (request.max_bytes, request.max_wait_ms) = (1, 0);
+                    }
+                    Ok(Made::Taken(taken)) => {
+                        (fetched.taken, fetched.turn) = (Some(Ok(taken)), turn);
+                        return Ok(fetched);
+                    }
+                    Err(error) => {
+                        fetched.taken = Some(Err(error));
+                        return Ok(fetched);
+                    }
                 }
             }
-            fetched.taken = Some(taking.take(answer, room).await);
-            Ok(fetched)
         }
     }
 

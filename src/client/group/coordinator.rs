@@ -145,12 +145,18 @@ impl Coordinator {
         loop {
             match self.once(message, one_try, &call).await {
                 Err(error) if error.is_retriable() => {
-                    if patience.is_over(&error) {
+                    // It may be the coordinator alone that is gone.
+                    let reached = !matches!(error, ClientError::Unreachable(_))
+                        || self.client.refresh().await.is_ok();
+                    if patience.tried(reached) {
                         return Err(in_time(error));
                     }
                     sleep(backoff.next()).await;
                 }
-                decided => return decided,
+                decided => {
+                    patience.heard();
+                    return decided;
+                }
             }
         }
     }

@@ -9,10 +9,11 @@ use fake::groups::{Fate, Group, Told};
 use fake::log::Log;
 use fake::{DEADLINE, EPOCH, Known, LEADER, client_of};
 use quorate_client::{
-    ClientError, Consumed, GroupConsumer, GroupEvent, GroupOptions, OffsetToCommit, StartPosition,
+    Client, ClientError, ClientOptions, Consumed, GroupConsumer, GroupEvent, GroupOptions,
+    OffsetToCommit, StartPosition,
 };
 use quorate_proto::v1;
-use quorate_types::{ErrorCode, Offset, PartitionId};
+use quorate_types::{Endpoint, ErrorCode, Offset, PartitionId};
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::TcpListenerStream;
 
@@ -557,4 +558,23 @@ async fn who_asks_about_a_group_hears_soon_that_no_node_can_be_reached() {
     assert!(matches!(deleted, ClientError::Unreachable(_)));
     // Twice the two seconds that other calls take, where a call has fifteen.
     assert!(asked.elapsed() < Duration::from_secs(10));
+}
+
+#[tokio::test]
+async fn a_coordinator_that_is_gone_is_not_the_whole_cluster() {
+    let cluster = cluster(2, LONG, LONG * 10).await;
+    // Nodes name it for longer than it takes to find that nobody is there at all.
+    cluster.group.change(|state| state.coordinator = nobody());
+    let bootstrap = [nobody(), cluster.ports[0], cluster.ports[1]];
+    let bootstrap = bootstrap.map(|port| Endpoint {
+        host: "127.0.0.1".to_owned(),
+        port,
+    });
+    let client = Client::new(bootstrap.to_vec(), ClientOptions::default()).unwrap();
+    let asked = tokio::spawn(async move { client.committed_offsets("g").await });
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let found = cluster.ports[1];
+    cluster.group.change(|state| state.coordinator = found);
+    let told = timeout(DEADLINE, asked).await.unwrap().unwrap();
+    assert_eq!(told.unwrap(), []);
 }

@@ -2,7 +2,6 @@
 //! time than there is room for.
 
 use bytes::Bytes;
-use quorate_broker::Holder;
 use quorate_proto::v1;
 use quorate_record::{Batch, BatchError, Compression};
 use quorate_types::{ErrorCode, LeaderEpoch, Offset, PartitionId};
@@ -12,12 +11,23 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::CHUNK;
 use crate::edge::Edge;
 use crate::records::{Decoded, decode_batch};
-use crate::status::fetch_error;
 
 /// Records of one response: what common clients take by default is 4 MiB a message.
 const RESPONSE_BYTES: usize = 1 << 20;
 /// What a partition has of the stream's own share of memory.
 const OWN_BYTES: usize = CHUNK.0 as usize;
+/// What is made of one fetch; what is more is read again.
+const READY_BYTES: usize = 4 << 20;
+/// Of that, what is decompressed for a client that takes its time: so many times a fetch.
+const READY_TIMES: usize = 16;
+
+/// So much may wait decompressed for a client that takes so much at a time.
+pub(super) fn ready_bytes(chunk: u32) -> usize {
+    let chunk = usize::try_from(chunk).unwrap_or(READY_BYTES);
+    chunk
+        .saturating_mul(READY_TIMES)
+        .clamp(OWN_BYTES, READY_BYTES)
+}
 
 /// What a fetch of a partition is for.
 pub(super) struct Taking {
@@ -37,6 +47,14 @@ pub(super) struct Taking {
 }
 
 /// What became of it.
+pub(super) enum Made {
+    Taken(Taken),
+    /// Nothing yet: what is decompressed takes so much room, with what it is in. To be fetched again by
+    /// who has that.
+    Needs(usize),
+}
+
+/// What is for the client.
 #[derive(Default)]
 pub(super) struct Taken {
     /// Each with the epoch of the last record up to there.
@@ -50,15 +68,16 @@ pub(super) struct Taken {
 }
 
 impl Taking {
-    /// Makes responses of what a fetch brought, which takes `room`.
+    /// Makes responses of what a fetch brought, which takes `room`, unless there is `paid` for all of it.
     ///
     /// # Errors
-    /// What the log has lost of what was read; what cannot be read; no room in time.
+    /// What the log has lost of what was read; what cannot be read.
     pub(super) async fn take(
-        mut self,
-        mut fetched: v1::FetchResponse,
+        &mut self,
+        fetched: v1::FetchResponse,
         room: Option<OwnedSemaphorePermit>,
-    ) -> Result<Taken, ErrorInfo> {
+        paid: Option<OwnedSemaphorePermit>,
+    ) -> Result<Made, ErrorInfo> {
         let mut taken = Taken {
             next: self.next,
             last_epoch: self.last_epoch,
@@ -89,7 +108,7 @@ impl Taking {
             if !self.told {
                 taken.ready.push((response, taken.last_epoch));
             }
-            return Ok(taken);
+            return Ok(Made::Taken(taken));
         }
         let batches = Batch::split(Bytes::clone(&fetched.batches));
         let batches = batches.map_err(|error| self.corrupt(&error.to_string(), None))?;
@@ -104,7 +123,7 @@ impl Taking {
                 ..response
             };
             taken.ready.push((response, taken.last_epoch));
-            return Ok(taken);
+            return Ok(Made::Taken(taken));
         }
         let is_compressed = |batch: &Batch| batch.header().compression != Compression::None;
         // Where room is scarce a large batch is not held while the client takes its time: so many
@@ -113,28 +132,23 @@ impl Taking {
         let scarce = held > OWN_BYTES && self.edge.broker().room_is_scarce(held);
         let all_copied = scarce || batches.iter().all(is_compressed);
         // What is copied, or decompressed, takes memory of its own.
-        let (most, mut room) = if scarce || batches.iter().any(is_compressed) {
+        let has_paid = paid.is_some();
+        let (most, mut room) = if has_paid {
+            (self.ready_bytes, paid)
+        } else if scarce || batches.iter().any(is_compressed) {
             self.edge.broker().stream_room(self.ready_bytes)
         } else {
-            (self.ready_bytes, None)
+            (READY_BYTES, None)
         };
         let mut copied = 0;
-        let mut batches = batches.into_iter();
-        while copied < most
-            && let Some(batch) = batches.next()
-        {
+        for batch in batches {
+            if copied >= most {
+                break;
+            }
             let left = most - copied;
-            let (epoch, end, compressed) = (
-                batch.leader_epoch(),
-                batch.end_offset(),
-                is_compressed(&batch),
-            );
+            let compressed = is_compressed(&batch);
+            let (epoch, end, size) = (batch.leader_epoch(), batch.end_offset(), batch.size());
             let copies = scarce || compressed;
-            // Kept until there is room for what is decompressed.
-            let _turn = match compressed {
-                true => self.edge.decoding().acquire().await.ok(),
-                false => None,
-            };
             let decoded = match self.decode(batch, copies, left).await {
                 Ok(decoded) => decoded,
                 // What is before it is given first; the next read comes back to it.
@@ -143,21 +157,16 @@ impl Taking {
             };
             if copies {
                 let bytes: usize = decoded.iter().map(|piece| piece.bytes).sum();
-                if bytes > left {
+                if bytes > left && !has_paid {
                     // A record that is larger than what there was room for.
                     if !taken.ready.is_empty() {
                         break;
                     }
-                    drop(room.take());
-                    room = if compressed {
-                        // What waits for room holds none.
-                        drop((taken.room.take(), std::mem::take(&mut fetched.batches)));
-                        batches = Vec::new().into_iter();
-                        let large = self.edge.broker().fetch_room(bytes, Holder::Stream).await;
-                        large.map_err(|error| fetch_error(&error))?
-                    } else {
-                        taken.room.take()
-                    };
+                    if compressed {
+                        // What waits for room holds nothing.
+                        return Ok(Made::Needs(bytes.saturating_add(size)));
+                    }
+                    room = taken.room.take();
                 }
                 copied += bytes;
             }
@@ -183,7 +192,7 @@ impl Taking {
             taken.room = None;
         }
         taken.next = self.next;
-        Ok(taken)
+        Ok(Made::Taken(taken))
     }
 
     /// Decodes what is wanted of a batch, so that it takes about `most` bytes, or is one record.
@@ -200,6 +209,7 @@ impl Taking {
         if !compressed {
             return decode();
         }
+        let _turn = self.edge.decoding().acquire().await;
         let decoding = tokio::task::spawn_blocking(decode);
         decoding.await.unwrap_or_else(|died| {
             Err(BatchError::Records(if died.is_panic() {

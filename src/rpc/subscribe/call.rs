@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::pin;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -24,7 +25,7 @@ use super::credit::{Credit, Progress, counted};
 use super::holdings::{Change, Holdings};
 use super::join::Join;
 use super::reading::{Begins, Read, Reading, Taken, goes_on};
-use crate::consume::{Given, PartitionReader};
+use crate::consume::{Given, Held, PartitionReader};
 use crate::edge::Edge;
 use crate::groups::{by_topic, refused_offset};
 use crate::status::{invalid, to_status};
@@ -68,6 +69,9 @@ struct Call {
     own: Option<BoxFuture<'static, bool>>,
     /// What is to be sent; records only where there is nothing else.
     outbox: VecDeque<Outgoing>,
+    /// What may be on the way to the client, with what it takes: one message on the wire, and one that
+    /// waits for it.
+    underway: VecDeque<Weak<Held>>,
 }
 
 /// Serves one call from its first message to the member's leave.
@@ -118,6 +122,9 @@ pub(super) async fn run(
         End::Failed(status) => {
             let _gone = failure.send(status);
             drop(out);
+            // The client may leave it there for as long as its connection lasts.
+            let underway = call.underway.iter().filter_map(Weak::upgrade);
+            underway.for_each(|held| held.give_back());
             call.leave(how).await;
         }
     }
@@ -149,6 +156,7 @@ impl Call {
             commit_bytes: 0,
             own: None,
             outbox: VecDeque::new(),
+            underway: VecDeque::new(),
             edge,
             host,
             join,
@@ -184,6 +192,8 @@ impl Call {
                     let Ok(place) = place else { return End::Gone };
                     self.expire();
                     if let Some(next) = self.outbox.pop_front() {
+                        self.underway.extend(next.held.as_ref().map(Arc::downgrade));
+                        self.underway.drain(..self.underway.len().saturating_sub(2));
                         place.send(next);
                     }
                     patience.as_mut().reset(Instant::now() + allowed);
