@@ -1,6 +1,8 @@
 //! The task of one `Subscribe`: brings together the client's messages, the coordinator's answers,
 //! records and commits. What it sends waits for the client, and everything else goes on meanwhile.
 
+mod tell;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::pin;
 use std::sync::{Arc, Weak};
@@ -21,11 +23,11 @@ use tonic::{Status, Streaming};
 use super::Outgoing;
 use super::beat::{Beaten, Heard, LEAVING, Member};
 use super::commits::{self, Done};
-use super::credit::{Credit, Progress, counted};
+use super::credit::{Credit, Progress};
 use super::holdings::{Change, Holdings};
 use super::join::Join;
 use super::reading::{Begins, Read, Reading, Taken, goes_on};
-use crate::consume::{Given, Held, PartitionReader};
+use crate::consume::{Held, PartitionReader};
 use crate::edge::Edge;
 use crate::groups::{by_topic, refused_offset};
 use crate::status::{invalid, to_status};
@@ -248,14 +250,6 @@ impl Call {
         }
     }
 
-    fn tell(&mut self, message: Told) {
-        let message = Some(message);
-        self.outbox.push_back(Outgoing {
-            response: v1::SubscribeResponse { message },
-            held: None,
-        });
-    }
-
     fn asked(&mut self, asked: Asked) -> Result<(), ErrorInfo> {
         match asked {
             Asked::Join(_) => return Err(bad("a member joins once a call")),
@@ -428,26 +422,6 @@ impl Call {
         }
     }
 
-    /// With those that are to be told of anyway.
-    fn tell_assigned(&mut self, topic: String, at: TopicPartition, offset: Offset) {
-        let partition = answer::AssignedPartition {
-            topic,
-            partition: at.partition.to_signed(),
-            offset: offset.to_signed(),
-            topic_id: at.topic_id.as_bytes().to_vec().into(),
-        };
-        if let Some(Told::Assigned(last)) = self
-            .outbox
-            .back_mut()
-            .and_then(|last| last.response.message.as_mut())
-        {
-            last.partitions.push(partition);
-            return;
-        }
-        let partitions = vec![partition];
-        self.tell(Told::Assigned(answer::Assigned { partitions }));
-    }
-
     /// Places, records, or that there will be none.
     fn read(&mut self, taken: Option<Taken>, read: Read) -> Result<(), ErrorInfo> {
         if self.expire() {
@@ -506,75 +480,11 @@ impl Call {
         }
     }
 
-    fn tell_interrupted(&mut self, at: &TopicPartition, why: &ErrorInfo, next: Option<Offset>) {
-        let image = self.edge.image();
-        let topic = image.topic(at.topic_id);
-        let read = why.metadata.get("offset");
-        let offset = read.and_then(|read| read.parse().ok()).map(Offset::new);
-        self.tell(Told::Interrupted(answer::Interrupted {
-            topic: topic.map_or_else(String::new, |topic| topic.name.to_string()),
-            partition: at.partition.to_signed(),
-            offset: offset.unwrap_or_default().to_signed(),
-            reason: why.code.name().to_owned(),
-            message: why.message.clone(),
-            next: next.map(Offset::to_signed),
-        }));
-    }
-
-    fn send(&mut self, at: TopicPartition, given: Given) {
-        let Given {
-            response: records,
-            last_epoch,
-            held,
-        } = given;
-        let image = self.edge.image();
-        let Some(topic) = image.topic(at.topic_id) else {
-            return;
-        };
-        let bytes = counted(records.encoded_len());
-        self.credit.sent(bytes);
-        if let Ok(next) = Offset::from_signed(records.next_offset) {
-            self.holdings.sent(&at, next);
-            if self.join.auto_commit {
-                self.progress.sent(at, (next, last_epoch), bytes);
-            }
-        }
-        let topic = topic.name.to_string();
-        let message = Some(Told::Records(answer::Records {
-            topic,
-            records: Some(records),
-            bytes,
-        }));
-        let response = v1::SubscribeResponse { message };
-        self.outbox.push_back(Outgoing {
-            response,
-            held: Some(held),
-        });
-    }
-
     /// Partitions are gone, without having been given up.
     fn lose(&mut self, lost: Vec<TopicPartition>) {
         let lost = lost.into_iter().filter(|at| self.holdings.lose(at));
         let lost: Vec<TopicPartition> = lost.collect();
         self.tell_lost(lost);
-    }
-
-    fn tell_lost(&mut self, lost: Vec<TopicPartition>) {
-        for at in &lost {
-            self.reading.stop(at);
-            self.progress.lose(at);
-        }
-        if !lost.is_empty() {
-            let mut partitions = by_topic(&self.edge.image(), lost.iter().copied());
-            // One that is deleted has no name any more.
-            for told in partitions.iter_mut().filter(|told| told.topic.is_empty()) {
-                let id = TopicId::from_slice(&told.topic_id);
-                told.topic = id
-                    .and_then(|id| self.names.get(&id).cloned())
-                    .unwrap_or_default();
-            }
-            self.tell(Told::Lost(answer::Lost { partitions }));
-        }
     }
 
     /// Nothing is sent once others may have it: all is lost where the session may be over.
