@@ -75,11 +75,28 @@ impl CommittedOffsets {
             }
             _ => BTreeSet::new(),
         };
+        if let [Command::CommitOffsets { commits }] = &entry.envelope.commands[..] {
+            self.set_twice(commits);
+        }
         for id in concerned {
             let (before, after) = (entry.before.offsets(id), entry.after.offsets(id));
             self.look(entry, id, &before, &after)?;
         }
         Ok(())
+    }
+
+    /// What one entry sets more than once from outside: the first is acknowledged, and gone already.
+    fn set_twice(&mut self, commits: &[GroupCommit]) {
+        let mut set = BTreeSet::new();
+        for commit in commits.iter().filter(|of| of.by.is_none()) {
+            for item in &commit.offsets {
+                let place = (commit.group.clone(), item.partition);
+                if !set.insert(place.clone()) {
+                    self.acknowledged.remove(&place);
+                    self.reset.insert(place);
+                }
+            }
+        }
     }
 
     fn look(
