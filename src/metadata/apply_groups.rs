@@ -17,6 +17,9 @@ use crate::group_command::{
 };
 use crate::image::BrokerState;
 
+/// A group with epochs from here on leaves the others theirs: half of them all.
+const LASTING: GroupEpoch = GroupEpoch::new(1 << 31);
+
 impl Change<'_> {
     /// Gives every shard to the active broker that it falls to. A coordinator that is no more active,
     /// or not the same life any more, is none: the epoch rises.
@@ -92,6 +95,10 @@ impl Change<'_> {
             }
             self.image.groups.remove(&alter.group);
             self.image.offsets.remove(&alter.group);
+            if group.epoch < LASTING {
+                let former = &mut self.image.former_epochs;
+                *former = group.epoch.max(*former);
+            }
         } else {
             let group = Arc::new(group);
             self.image.groups.insert(alter.group.clone(), group);
@@ -99,9 +106,12 @@ impl Change<'_> {
         Ok(())
     }
 
+    /// Its epochs begin above those of groups that were deleted: a commit of before, that comes late when
+    /// its member has joined again under its id, is of an older epoch than what the member has now.
     fn new_group(&self) -> Group {
         Group {
             born: self.at.index,
+            epoch: self.image.former_epochs,
             ..Group::default()
         }
     }

@@ -380,6 +380,27 @@ fn a_group_that_is_made_anew_is_another_one() {
     assert_eq!(cluster.committed(P0), Some(9));
 }
 
+/// Its member has joined again under its id, by a heartbeat that came late, as its commit does.
+#[test]
+fn a_commit_of_before_a_deletion_does_not_count_in_the_next_group() {
+    let mut cluster = cluster();
+    cluster.alter_group(vec![joins("a", &[P0])], &[]);
+    assert_eq!(cluster.commit(Some(("a", 1, 1)), P0, 4), None);
+    assert_eq!(cluster.alter_group(Vec::new(), &["a"]), None);
+    let delete = AlterGroup {
+        delete: true,
+        ..alter(&cluster.image, Vec::new(), &[])
+    };
+    let changes = vec![delete];
+    assert_eq!(only(cluster.run(Command::AlterGroups { changes })), None);
+    cluster.image = MetadataImage::from_stored(cluster.image.to_stored());
+    assert_eq!(cluster.commit(None, P0, 9), None);
+    cluster.alter_group(vec![joins("a", &[P0])], &[]);
+    let late = cluster.commit(Some(("a", 1, 2)), P0, 5);
+    assert_eq!(late, Some(ErrorCode::StaleMemberEpoch));
+    assert_eq!(cluster.committed(P0), Some(9));
+}
+
 #[test]
 fn a_group_whose_epochs_are_used_up_can_be_deleted_and_made_anew() {
     let mut cluster = cluster();

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use quorate_config::TopicSettings;
 use quorate_types::{
-    BootId, BrokerEpoch, ClusterId, DirectoryId, Endpoint, GroupId, GroupShard, Incarnation,
-    LeaderEpoch, NodeId, Offset, PartitionEpoch, ProducerEpoch, ProducerId, TopicId, TopicName,
-    TopicPartition,
+    BootId, BrokerEpoch, ClusterId, DirectoryId, Endpoint, GroupEpoch, GroupId, GroupShard,
+    Incarnation, LeaderEpoch, NodeId, Offset, PartitionEpoch, ProducerEpoch, ProducerId, TopicId,
+    TopicName, TopicPartition,
 };
 use serde::{Deserialize, Serialize};
 
@@ -196,6 +196,8 @@ pub struct MetadataImage {
     pub(crate) shards: OrdMap<GroupShard, Shard>,
     pub(crate) groups: OrdMap<GroupId, Arc<Group>>,
     pub(crate) offsets: OrdMap<GroupId, Offsets>,
+    /// The highest epoch of a group that was deleted: new ones begin above it.
+    pub(crate) former_epochs: GroupEpoch,
 }
 
 /// The image as it is stored.
@@ -222,6 +224,12 @@ pub(crate) struct Stored {
     groups: Vec<StoredGroup>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     offsets: StoredOffsets,
+    #[serde(default, skip_serializing_if = "is_first_epoch")]
+    former_epochs: GroupEpoch,
+}
+
+fn is_first_epoch(epoch: &GroupEpoch) -> bool {
+    *epoch == GroupEpoch::ZERO
 }
 
 #[derive(Serialize, Deserialize)]
@@ -258,6 +266,7 @@ impl MetadataImage {
             shards: OrdMap::new(),
             groups: OrdMap::new(),
             offsets: OrdMap::new(),
+            former_epochs: GroupEpoch::ZERO,
         }
     }
 
@@ -364,6 +373,7 @@ impl MetadataImage {
                 .collect(),
             groups: store_groups(&self.groups),
             offsets: store_offsets(&self.offsets),
+            former_epochs: self.former_epochs,
         }
     }
 
@@ -419,6 +429,7 @@ impl MetadataImage {
             shards: stored.shards.into_iter().collect(),
             groups: load_groups(stored.groups),
             offsets: load_offsets(stored.offsets),
+            former_epochs: stored.former_epochs,
         }
     }
 }
